@@ -1,0 +1,40 @@
+"""Checks of user-given values, with messages that name the value and what is allowed."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from kd.errors import ConfigError
+
+
+def number(name: str, value: Any, *, above: float = -math.inf, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a float, or raise `ConfigError` unless it is a finite number > above and in [low, high]."""
+    allowed = f"a number above {above:g}" if above > -math.inf else f"a number in [{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"Expected `{name}` to be {allowed}, but got {value!r}.")
+    if not (value > above and low <= value <= high):
+        raise ConfigError(f"Expected `{name}` to be {allowed}, but got {value!r}.")
+    return float(value)
+
+
+def integer(name: str, value: Any, *, low: int = 0, high: float = math.inf) -> int:
+    """Return `value` as an int, or raise `ConfigError` unless it is a whole number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        allowed = f"a whole number of at least {low}" if high == math.inf else f"a whole number in [{low}, {high}]"
+        raise ConfigError(f"Expected `{name}` to be {allowed}, but got {value!r}.")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Return `value`, or raise `ConfigError` with the nearest and all allowed names."""
+    names = sorted(allowed)
+    if value not in names:
+        raise ConfigError(f"Unknown {name} {value!r}.{nearest(value, names)} Known: {', '.join(names)}.")
+    return str(value)
+
+
+def nearest(value: Any, names: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' for the closest of the names, or an empty string."""
+    close = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
