@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kd.errors import ConfigError
@@ -38,3 +38,22 @@ def nearest(value: Any, names: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for the closest of the names, or an empty string."""
     close = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def hyper_parameters(method: Mapping[str, Any]) -> dict[str, float]:
+    """Return those of temperature, alpha and beta that a method sets once for all of its terms.
+
+    Raises `ConfigError` unless temperature > 0 and alpha is in [0, 1]; with beta set both weights are free (>= 0).
+    """
+    values = {key: method[key] for key in ("temperature", "alpha", "beta") if method.get(key) is not None}
+    if "temperature" in values:
+        number("method.temperature", values["temperature"], above=0)
+    if "beta" in values:
+        number("method.beta", values["beta"], low=0)
+    if "alpha" in values:
+        try:
+            number("method.alpha", values["alpha"], low=0, high=math.inf if "beta" in values else 1)
+        except ConfigError as error:
+            hint = "" if "beta" in values else " For two free weights of at least 0, set `method.beta` too."
+            raise ConfigError(f"{error}{hint}") from None
+    return values

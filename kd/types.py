@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     image: Tensor
     target: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no one needs here
 
 
 class Output(NamedTuple):

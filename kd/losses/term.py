@@ -15,7 +15,7 @@ class Term(nn.Module, ABC):
     constructor parameter named `temperature`, `alpha` or `beta` takes the method's value unless the term sets its own.
     """
 
-    symbol: ClassVar[str]  #: how the term is written in the printed objective, e.g. "T^2 KL"
+    symbol: str  #: how the term is written in the printed objective, e.g. "T^2 KL"
     needs_teacher: ClassVar[bool] = True
 
     @abstractmethod

@@ -1,0 +1,199 @@
+"""The only place that turns configuration into objects, and that tries them on one batch before anything is trained."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_object, instantiate
+from torch import nn
+
+from kd.check import nearest
+from kd.data import DistillationData, ForeignData
+from kd.errors import ConfigError, UserError
+from kd.foreign_weights import load_foreign
+from kd.losses.objective import Objective, build_objective
+from kd.recipe import File, Node, Plan, Recipe, TeacherPlan
+from kd.schema import RunConfig, TrainerConfig
+from kd.taps import Tapped
+from kd.teachers import Ema, Ensemble, Frozen, NoTeacher, Teacher, Virtual
+from kd.types import Batch
+
+
+def data(config: RunConfig) -> DistillationData:
+    """Build and read the dataset. Raises `ConfigError` or `DataError`."""
+    built = _instantiate("data", config.data)
+    if isinstance(built, DistillationData):
+        return built
+    if isinstance(built, L.LightningDataModule):
+        return ForeignData(built, config.data)
+    raise ConfigError(f"`data._target_` must be a LightningDataModule, but {config.data['_target_']} is none.")
+
+
+def network(model: Node, data: DistillationData, role: str = "student") -> nn.Module:
+    """Build a network for a dataset's images and classes."""
+    given = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+    built = _instantiate(role, model, given)
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"`{role}._target_` must build a torch.nn.Module, but {model.get('_target_')} does not.")
+    return built
+
+
+def foreign_network(file: File, data: DistillationData) -> nn.Module:
+    """Build a network and fill it with weights trained elsewhere. Raises `StoreError` if they do not fit."""
+    built = network(file.model, data, "teacher")
+    load_foreign(built, file.path, data)
+    return built
+
+
+def student(recipe: Recipe, data: DistillationData) -> tuple[Tapped, Objective]:
+    """Build a recipe's network and objective, initialised from its seed alone.
+
+    The network comes first, so that baseline and student start from the same weights whatever their objectives draw.
+    """
+    torch.manual_seed(recipe.seed)
+    tapped = Tapped(network(recipe.model, data, _role(recipe)), recipe.taps("student"), owner="student")
+    return tapped, build_objective(recipe.method)
+
+
+def teacher(plan: TeacherPlan, networks: Sequence[nn.Module], taps: Sequence[str], num_classes: int) -> Teacher:
+    """Make a teacher of trained networks. A teacher that needs networks cannot be built without them."""
+    tapped = [Tapped(network, taps, owner="teacher") for network in networks]
+    if plan.kind == "none":
+        return NoTeacher()
+    if plan.kind == "virtual":
+        assert plan.correct_probability is not None
+        return Virtual(num_classes, plan.correct_probability)
+    if plan.kind == "ema":
+        assert plan.decay is not None
+        return Ema(plan.decay)
+    assert tapped, f"teacher={plan.kind} needs trained networks"
+    return Ensemble(tapped) if plan.kind == "ensemble" else Frozen(tapped[0])
+
+
+def optimizer_and_schedule(recipe: Recipe) -> tuple[Any, Any]:
+    """The partial constructors of a recipe's optimiser and learning-rate schedule."""
+    made = []
+    for name, node in (("optim.optimizer", recipe.optim.optimizer), ("optim.schedule", recipe.optim.schedule)):
+        made.append(_instantiate(name, node))
+        if not callable(made[-1]):
+            raise ConfigError(f"`{name}` needs `_partial_: true`: its arguments follow when the network is known.")
+    return made[0], made[1]
+
+
+def device(trainer: TrainerConfig) -> torch.device:
+    """The one device of a run. Raises `ConfigError` if this machine does not have it."""
+    try:
+        return L.Fabric(accelerator=trainer.accelerator, devices=trainer.devices).device
+    except Exception as error:  # Lightning raises many types here; all of them mean the same to a user
+        raise ConfigError(
+            f"trainer.accelerator={trainer.accelerator} with trainer.devices={trainer.devices} is not available here: "
+            f"{error}"
+        ) from error
+
+
+def dry_run(plan: Plan, data: DistillationData) -> Objective:
+    """Send two images through every arm, untrained: shapes, taps, terms, optimiser and schedule fail here or nowhere.
+
+    Returns the student's objective, for its description.
+    """
+    for recipe in plan.recipes():
+        loader = data.use(recipe.view).train_dataloader()
+        batch = Batch(*(part[:2] for part in data.on_device(next(iter(loader)), torch.device("cpu"))))
+        tapped, objective = student(recipe, data)
+        _try_network(tapped, batch, data, _role(recipe))
+        _refuse_single_image_batch(tapped, recipe)
+        members = [_untrained(member, data) for member in recipe.teacher.members]
+        for member in members:
+            _try_network(Tapped(member), batch, data, "teacher")
+        taught_by = teacher(recipe.teacher, members, recipe.taps("teacher"), data.num_classes)
+        taught_by.start(tapped)
+        if objective.needs_teacher and isinstance(taught_by, NoTeacher):
+            raise ConfigError(
+                f"Method {recipe.method['name']!r} learns from a teacher, but this run has teacher=none. "
+                "Choose teacher=trained, self, checkpoint, ensemble, ema or virtual."
+            )
+        with torch.no_grad():
+            objective(tapped.eval()(batch.image), taught_by(batch), batch)
+        make_optimizer, make_schedule = optimizer_and_schedule(recipe)
+        _try("optim.optimizer", lambda: make_optimizer(tapped.parameters()))  # noqa: B023
+        optimizer = make_optimizer(tapped.parameters())
+        _try("optim.schedule", lambda: make_schedule(optimizer, len(loader), recipe.epochs))  # noqa: B023
+    return build_objective(plan.student.method)
+
+
+def _untrained(member: Recipe | File, data: DistillationData) -> nn.Module:
+    """A teacher's member for the dry run; a file is read for good, so that a wrong one is found now."""
+    return foreign_network(member, data) if isinstance(member, File) else network(member.model, data, "teacher")
+
+
+def _try_network(tapped: Tapped, batch: Batch, data: DistillationData, role: str) -> None:
+    shape = tuple(batch.image.shape[1:])
+    name = type(tapped.network).__name__
+    try:
+        with torch.no_grad():
+            logits = tapped.eval()(batch.image).logits
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"The {role}'s network {name} does not fit images of shape {shape} (C, H, W): {reason} "
+            f"Choose another network with model@{'student' if role == 'student' else 'teacher.model'}=NAME."
+        ) from error
+    if tuple(logits.shape) != (len(batch.image), data.num_classes):
+        raise ConfigError(
+            f"The {role}'s network {name} gives outputs of shape {tuple(logits.shape)} for {len(batch.image)} images; "
+            f"expected ({len(batch.image)}, {data.num_classes}): one logit per class."
+        )
+
+
+def _refuse_single_image_batch(tapped: Tapped, recipe: Recipe) -> None:
+    images, size = recipe.data.get("images"), recipe.data.get("batch_size")
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in tapped.modules())
+    if normalised and images and size and images % size == 1:
+        raise ConfigError(
+            f"With {images} images and data.batch_size={size} the last batch holds a single image, which batch "
+            "normalisation cannot train on. Change data.batch_size, or data.train_limit by one."
+        )
+
+
+def _role(recipe: Recipe) -> str:
+    return "teacher" if recipe.view.arm == "teacher" else "student"
+
+
+def _instantiate(where: str, node: Node, given: dict[str, Any] | None = None) -> Any:
+    """Build what a node's `_target_` names, with those of the `given` arguments that it takes.
+
+    Raises `ConfigError` for a name that cannot be imported, an unknown or missing argument, or one that is refused.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"`{where}._target_` must name a class or function, but is {target!r}.")
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:  # whatever importing the user's own module raises
+        raise ConfigError(f"Cannot import `{where}._target_`={target!r}: {error}") from error
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    for name in node:
+        if name not in named and not name.startswith("_") and not open_ended:
+            raise ConfigError(
+                f"Unknown key `{where}.{name}`.{nearest(name, named)} {target} takes: {', '.join(named)}."
+            )
+    wanted = {k: v for k, v in (given or {}).items() if k in named or (open_ended and k == "num_classes")}
+    return _try(where, lambda: instantiate(node, **{k: v for k, v in wanted.items() if k not in node}))
+
+
+def _try(where: str, make: Any) -> Any:
+    """Return what `make` returns; a refusal of the configured values becomes a `ConfigError`."""
+    try:
+        return make()
+    except Exception as error:
+        cause = error.__cause__ or error  # Hydra wraps what the target raised
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError | AttributeError | KeyError | AssertionError):
+            raise ConfigError(f"`{where}` cannot be built as configured: {str(cause).splitlines()[0]}") from error
+        raise

@@ -1,0 +1,140 @@
+"""Between the shell and a run: Hydra's entry point, exit statuses, and messages instead of tracebacks."""
+
+import hashlib
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.check import nearest
+from kd.errors import UserError
+from kd.schema import RunConfig, unknown_key
+
+INTERRUPTED, PREEMPTED = 130, 143
+
+
+def conf_dir() -> Path:
+    """The configuration's folder: inside the installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def register_schema() -> None:
+    """Make the closed root known to Hydra under the name that conf/run.yaml's defaults use."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def entry(task: Callable[[DictConfig], None]) -> NoReturn:
+    """Run `task` under Hydra and leave the process with the status that the outcome asks for."""
+    register_schema()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the messages below are ours
+    signal.signal(signal.SIGTERM, _preempted)
+    given = sys.argv[1:]
+    sys.argv[1:] = arguments(given)
+
+    def guarded(config: DictConfig) -> None:
+        with _messages(given):  # inside Hydra's job too, which announces every exception that leaves it
+            task(config)
+
+    with _messages(given):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="run")(guarded)()
+    sys.exit(0)
+
+
+@contextmanager
+def _messages(given: list[str]) -> Iterator[None]:
+    """Turn what a user can mend into one message and an exit status; `debug=true` shows the traceback too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted. The same command continues the run.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if any(argument.lower() == "debug=true" for argument in given):
+            traceback.print_exc()
+        print(f"Error: {message(error, given)}", file=sys.stderr)
+        sys.exit(error.status if isinstance(error, UserError) else UserError.status)
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Return Hydra's arguments for what the user typed.
+
+    Hydra's own folders and logs are switched off: `kd.run` names the run folder after the configuration. A sweep's
+    folder follows from its arguments. `debug` is a config group, whose choice Hydra wants quoted where YAML sees a
+    boolean.
+    """
+    ours = ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    if {"-m", "--multirun"} & set(given):
+        if not _sets(given, "hydra.sweep.dir"):
+            jobs = sorted(argument for argument in given if not argument.startswith("-"))
+            digest = hashlib.sha256("\n".join(jobs).encode()).hexdigest()[:8]
+            experiment = next((a.partition("=")[2] for a in jobs if a.startswith("experiment=")), "digits_kd")
+            ours.append(f"hydra.sweep.dir='outputs/{experiment}/sweep-{digest}'")
+        if not _sets(given, "hydra.sweep.subdir"):
+            ours.append("hydra.sweep.subdir=.")
+    elif not _sets(given, "hydra.run.dir"):
+        ours.append("hydra.run.dir=.")
+    return [re.sub(r"^debug=(true|false)$", lambda m: f"debug='{m[1].lower()}'", a, flags=re.I) for a in given] + ours
+
+
+def message(error: Exception, given: list[str]) -> str:
+    """Say what is wrong in words for the person who typed the command."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    if missing := re.search(r"Could not (?:override|append to your config) '([^']+)'", text):
+        key = missing[1].split("@")[0]
+        return unknown_key(key, _composed_without(key, given))
+    if isinstance(error, MissingConfigException):  # an OSError too
+        return _unknown_choice(text)
+    if isinstance(error, OSError):
+        where = f" {error.filename!r}" if error.filename else ""
+        return f"Cannot use{where}: {error.strerror or error}. Choose another folder (hydra.run.dir, store.root)."
+    cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines) + (f": {cause}" if cause and cause not in text else "")
+
+
+def _unknown_choice(text: str) -> str:
+    """Turn Hydra's report of a missing group choice into one sentence and the list of known ones."""
+    found = re.search(r"Could not find '([^']+)'", text)
+    if found is None:
+        return " ".join(text.split())
+    group, _, name = found[1].rpartition("/")
+    folder = conf_dir() / group
+    known = sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_")) if folder.is_dir() else []
+    return f"Unknown {group or 'configuration'} {name!r}.{nearest(name, known)} Known: {', '.join(known)}."
+
+
+def _composed_without(key: str, given: list[str]) -> DictConfig | None:
+    """Compose the configuration without the override of `key`, to learn which keys it would have had."""
+    overrides = [a for a in arguments(given) if "=" in a and not a.startswith(("-", "hydra.", "hydra/"))]
+    kept = [a for a in overrides if a.lstrip("+~").partition("=")[0].split("@")[0] != key]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra.compose("run", overrides=kept)
+    except (HydraException, OmegaConfBaseException):
+        return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
+
+
+def _sets(given: list[str], key: str) -> bool:
+    return any(argument.startswith(f"{key}=") for argument in given)
+
+
+def _preempted(_signal: int, _frame: FrameType | None) -> NoReturn:
+    print("Terminated. The same command continues the run.", file=sys.stderr)
+    sys.exit(PREEMPTED)

@@ -1,0 +1,65 @@
+"""metrics.csv: the curves of every arm, one row per logged scalar."""
+
+import csv
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+COLUMNS = ("arm", "epoch", "step", "name", "value")
+
+
+class TidyCsv(Logger):
+    """metrics.csv of one training: one row per logged scalar (arm, epoch, step, name, value), flushed at once."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        super().__init__()
+        self.path = path
+        self.label = label
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def resume(self, epoch: int) -> None:
+        """Start the file, or keep of it what was logged before `epoch`."""
+        rows = [row for row in read_metrics(self.path) if row["epoch"] and int(row["epoch"]) < epoch]
+        write_metrics(self.path, rows)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        epoch = int(metrics.get("epoch", 0))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            for name, value in metrics.items():
+                if name != "epoch":
+                    writer.writerow((self.label, epoch, step, name.partition("/")[2], repr(float(value))))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration has a file of its own, config.yaml."""
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read a metrics.csv; a file that is not there has no rows, a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def write_metrics(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write a whole metrics.csv: beside its place, then moved there."""
+    temporary = path.with_suffix(".partial")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)

@@ -1,0 +1,20 @@
+"""Datasets: resident uint8 tensors, a folder of images, or a user's own LightningDataModule."""
+
+from kd.data.base import DistillationData, ImageData, View
+from kd.data.folder import ImageFolder
+from kd.data.foreign import ForeignData
+from kd.data.resident import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ResidentData
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Digits",
+    "DistillationData",
+    "FashionMNIST",
+    "ForeignData",
+    "ImageData",
+    "ImageFolder",
+    "ResidentData",
+    "View",
+]

@@ -1,0 +1,73 @@
+"""Order and random draws as pure functions of a key, so that a run does not depend on what was drawn before.
+
+The order of an epoch is a function of (seed, epoch), the draws of an image one of (seed, epoch, index): the same for
+any number of workers or devices, and after any interruption.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+MASK = 0xFFFFFFFF
+
+
+def mix(value: Tensor) -> Tensor:
+    """Hash 32-bit integers held in int64, elementwise, to 32 well-mixed bits.
+
+    The "lowbias32" finaliser (C. Wellons, Prospecting for Hash Functions, 2018). Products wrap modulo 2^64, whose low
+    32 bits are exact on every device.
+    """
+    value = value & MASK
+    value = value ^ (value >> 16)
+    value = (value * 0x7FEB352D) & MASK
+    value = value ^ (value >> 15)
+    value = (value * 0x846CA68B) & MASK
+    return value ^ (value >> 16)
+
+
+def draws(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
+    """Return `count` independent 32-bit draws for each image: int64 (B, count) in [0, 2^32), on `index`'s device."""
+    key = mix(torch.tensor(seed, device=index.device))
+    key = mix(key + epoch)
+    key = mix(key ^ mix(index))
+    return torch.stack([mix(key + (number + 1) * 0x9E3779B9) for number in range(count)], dim=1)
+
+
+def below(draw: Tensor, limit: int) -> Tensor:
+    """Map 32-bit draws to integers in [0, limit), uniform up to limit / 2^32."""
+    return (draw * limit) >> 32
+
+
+def key_seed(seed: int, epoch: int) -> int:
+    """One 32-bit seed for everything else that is random in an epoch (the order, dropout)."""
+    return int(draws(seed, epoch, torch.zeros(1, dtype=torch.int64), 1))
+
+
+class KeyedSampler(Sampler[int]):
+    """Rows in an order that is a function of (seed, epoch); process `rank` of `world` takes every world-th row of it.
+
+    Lightning calls `set_epoch` at the start of every epoch, also after a resume.
+    """
+
+    def __init__(self, rows: Tensor, seed: int, *, rank: int = 0, world: int = 1) -> None:
+        self.rows = rows
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """This process's rows of the current epoch, int64, on the CPU."""
+        generator = torch.Generator().manual_seed(key_seed(self.seed, self.epoch))
+        return self.rows[torch.randperm(len(self.rows), generator=generator)][self.rank :: self.world]
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.rows), self.world))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())

@@ -1,0 +1,139 @@
+"""The one LightningModule: a student, its teacher, an objective. Every arm of a run trains through it."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kd.data.keyed import key_seed
+from kd.errors import NumericError
+from kd.losses.objective import Objective
+from kd.optim import Schedule
+from kd.taps import Tapped
+from kd.teachers import Teacher
+from kd.types import Batch
+
+
+class Distiller(L.LightningModule):
+    """Trains `student` on `objective`. Reversed KD and self-KD differ only in which networks are passed in.
+
+    Without a teacher's term the same module trains a teacher or a baseline. Sums are kept on the device and read once
+    per epoch. Raises `NumericError` when a term was not finite in an epoch.
+    """
+
+    def __init__(
+        self,
+        arm: str,
+        student: Tapped,
+        teacher: Teacher,
+        objective: Objective,
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule,
+        *,
+        seed: int,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.arm = arm
+        self.student = student
+        self.objective = objective
+        self.teacher = teacher  # no nn.Module: its weights stay out of this module's state
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.seed = seed
+        self.epoch_means: dict[str, dict[str, float]] = {}  # of the latest epoch, by split
+        self._sums: dict[str, Sums] = {}
+        if compiled:
+            student.compile()
+        teacher.start(student)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        teacher = self.teacher(batch)
+        student = self.student(batch.image)
+        loss: Tensor
+        loss, terms = self.objective(student, teacher, batch)
+        images = len(batch.target)
+        self._sums["train"].add(
+            images, {name: mean * images for name, mean in {"loss": loss.detach(), **terms}.items()}
+        )
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.student(batch.image).logits.float()
+        correct = (logits.argmax(1) == batch.target).sum()
+        nll = F.cross_entropy(logits, batch.target, reduction="sum")
+        self._sums["val"].add(len(batch.target), {"accuracy": correct, "nll": nll})
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.teacher.update(self.student)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        epochs = self.trainer.max_epochs
+        assert epochs is not None
+        schedule = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches) // epochs, epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        self._sums["train"] = Sums()
+        # dropout's draws follow from (seed, epoch), so a resumed epoch repeats them
+        torch.manual_seed(key_seed(self.seed, self.current_epoch))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After the last step, before validation: read the epoch's means. Raises `NumericError`."""
+        if not self.trainer.is_last_batch:
+            return
+        means = self._sums["train"].means()
+        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+            raise NumericError(
+                f"{self.arm}: {', '.join(broken)} became NaN or infinite in epoch {self.current_epoch + 1} "
+                f"({self.objective.describe()}). Lower optim.optimizer.lr, or set trainer.gradient_clip_val."
+            )
+        means["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.epoch_means["train"] = means
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums["val"] = Sums()
+
+    def on_validation_epoch_end(self) -> None:
+        self.epoch_means["val"] = self._sums["val"].means()
+        self._log("val")
+
+    def _log(self, split: str) -> None:
+        self.log_dict({f"{self.arm}/{split}/{name}": value for name, value in self.epoch_means[split].items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["teacher"] = self.teacher.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(checkpoint["teacher"])
+
+
+class Sums:
+    """Sums of per-image values over an epoch, kept on the device: nothing waits for it inside a step."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, count: int, totals: dict[str, Tensor]) -> None:
+        """Add the sums over a batch of `count` images."""
+        self.count += count
+        for name, total in totals.items():
+            self.totals[name] = self.totals[name] + total.float() if name in self.totals else total.float()
+
+    def means(self) -> dict[str, float]:
+        """The means over all images so far; reads the device."""
+        return {name: total.item() / self.count for name, total in self.totals.items()}

@@ -1,0 +1,43 @@
+"""What is said about a network's predictions on the test set."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+ECE_BINS = 15  # as in Guo et al. 2017 (1706.04599)
+
+
+def test_metrics(logits: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> dict[str, Any]:
+    """Compute the `test` block of result.json.
+
+    logits (N, C), target (N,); teacher_logits (N, C) of the same images, or None if there is no teacher. Accuracies are
+    fractions; nll and kl_to_teacher are means in nats; kl_to_teacher is KL(teacher || student) at T = 1; ece is the
+    expected calibration error with 15 equal bins; confusion[i][j] counts images of class i that were called j; a class
+    without test images has per-class accuracy None.
+    """
+    classes = logits.shape[1]
+    logits = logits.double()
+    predicted = logits.argmax(1)
+    errors = int((predicted != target).sum())
+    confusion = multiclass_confusion_matrix(predicted, target, num_classes=classes)
+    images = confusion.sum(1)
+    hits = confusion.diagonal()
+    found: dict[str, Any] = {
+        "accuracy": 1 - errors / len(target),
+        "errors": errors,
+        "n": len(target),
+        "nll": F.cross_entropy(logits, target).item(),
+        "ece": multiclass_calibration_error(logits.softmax(1), target, classes, n_bins=ECE_BINS, norm="l1").item(),
+        "per_class_accuracy": [(hits[c] / images[c]).item() if images[c] else None for c in range(classes)],
+        "confusion": confusion.tolist(),
+        "agreement_with_teacher": None,
+        "kl_to_teacher": None,
+    }
+    if teacher_logits is not None:
+        teacher_log = teacher_logits.double().log_softmax(1)
+        student_log = logits.log_softmax(1)
+        found["agreement_with_teacher"] = (predicted == teacher_logits.argmax(1)).double().mean().item()
+        found["kl_to_teacher"] = F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean").item()
+    return found

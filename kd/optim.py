@@ -1,0 +1,57 @@
+"""Learning-rate schedules that know the length of the training; each is stepped after every optimiser step."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from kd.check import integer, number
+from kd.errors import ConfigError
+
+Schedule = Callable[[Optimizer, int, int], LRScheduler]  # (optimizer, steps_per_epoch, epochs)
+
+
+def constant(optimizer: Optimizer, steps_per_epoch: int, epochs: int) -> LRScheduler:
+    """The learning rate stays as it is."""
+    return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def cosine(optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup_epochs: int = 0) -> LRScheduler:
+    """Half a cosine to zero (SGDR, 1608.03983, without restarts), after a linear warm-up.
+
+    Raises `ConfigError` unless 0 <= warmup_epochs < epochs.
+    """
+    warmup = integer("optim.schedule.warmup_epochs", warmup_epochs, high=epochs - 1) * steps_per_epoch
+    total = steps_per_epoch * epochs
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def multistep(
+    optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, milestones: list[float], gamma: float = 0.1
+) -> LRScheduler:
+    """The learning rate times `gamma` at each milestone, a fraction of the training.
+
+    Raises `ConfigError` unless the milestones rise within (0, 1) and gamma is in (0, 1].
+    """
+    number("optim.schedule.gamma", gamma, above=0, high=1)
+    for milestone in milestones:
+        number("optim.schedule.milestones", milestone, above=0, high=1)
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
+        raise ConfigError(f"Expected `optim.schedule.milestones` to rise, but got {milestones}.")
+    total = steps_per_epoch * epochs
+    return LambdaLR(optimizer, lambda step: float(gamma ** sum(step >= milestone * total for milestone in milestones)))
+
+
+def one_cycle(optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.3) -> LRScheduler:
+    """Up to the optimiser's learning rate during the share `warmup` of the training, and down to nearly zero."""
+    number("optim.schedule.warmup", warmup, low=0, high=1)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps_per_epoch * epochs, pct_start=warmup)

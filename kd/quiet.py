@@ -1,0 +1,18 @@
+"""Silence for what other libraries say in a normal run: each line names what is silenced and why."""
+
+import logging
+import os
+import warnings
+
+
+def quiet() -> None:
+    """Switch off tips and warnings that do not concern a user of this project. Errors stay."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("lightning.pytorch", "lightning.fabric"):  # "GPU available: ...", tips, "Trainer.fit stopped: ..."
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        r".*does not have many workers.*",  # the resident loader has none by design
+        r".*Starting from v1\.9\.0, `tensorboardX`.*",
+        r".*isinstance\(treespec, LeafSpec\).*",  # raised inside Lightning by newer torch
+    ):
+        warnings.filterwarnings("ignore", message)

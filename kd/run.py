@@ -1,0 +1,64 @@
+"""`python -m kd.run`: one experiment, from its configuration to its result.
+
+Read `run` from top to bottom: check the configuration, find the folder, read the data, try every arm on one batch,
+train what is missing, evaluate once, write and show the result.
+"""
+
+import time
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from kd import folder as folders
+from kd.cli import entry
+from kd.schema import check
+from kd.table import show
+
+
+def run(raw: DictConfig) -> None:
+    """Do one run. Raises a `UserError` for everything that the user can mend, before any training starts."""
+    started = time.perf_counter()
+    console = Console()
+    config = check(raw)
+    folder, digest = folders.run_folder(config), folders.config_hash(config)
+    if not config.force and (finished := folders.finished(folder, digest)):
+        show(finished)
+        console.print("This run was finished before; force=true trains it anew.")
+        return
+
+    # Torch takes seconds to import: not before it is needed.
+    from kd import build, evaluate, result
+    from kd.quiet import quiet
+    from kd.recipe import plan
+    from kd.store import Store
+    from kd.tracking import Tracking
+    from kd.train import Trainings
+
+    quiet()
+    device = build.device(config.trainer)
+    data = build.data(config)
+    planned = plan(config, data)
+    objective = build.dry_run(planned, data)
+    store = Store(config.store.root)
+    folders.prepare(folder, config)
+    tracking = Tracking(config, folder)
+    for line in (f"{config.experiment}  {folder}", f"student minimises  {objective.describe()}", tracking.hint):
+        console.print(line, highlight=False)
+
+    trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start)
+    try:
+        for recipe in planned.recipes():
+            trainings.obtain(recipe)
+        arms = evaluate.arms(planned, trainings, device)
+        content = result.assemble(config, digest, data, arms, device, time.perf_counter() - started)
+        tracking.finish(content)
+    finally:
+        tracking.close()
+    result.write(folder, content, planned, trainings)
+    show(content)
+    if tracking.hint:
+        console.print(tracking.hint, highlight=False)
+
+
+if __name__ == "__main__":
+    entry(run)

@@ -1,0 +1,208 @@
+"""The shape of a configuration: a closed root, and every rule that spans more than one key.
+
+Groups that name a class with `_target_` (data, student, optim, the terms of a method) are open here; `kd.build` holds
+them against the signature of the class they name. Nothing in this file imports torch, so that a mistake is reported
+within a second.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from kd.check import choice, hyper_parameters, integer, nearest, number
+from kd.errors import ConfigError
+
+#: the kinds of teacher, each with the settings that belong to it alone
+TEACHERS: dict[str, tuple[str, ...]] = {
+    "trained": (),
+    "checkpoint": (),
+    "self": ("generations",),
+    "ensemble": ("size",),
+    "ema": ("decay",),
+    "virtual": ("correct_probability",),
+    "none": (),
+}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+LOGGERS = ("auto", "csv", "wandb")
+ARMS = ("teacher", "baseline", "student")
+
+
+@dataclass
+class TeacherConfig:
+    """Where the soft targets come from. Null means: as for the student."""
+
+    kind: str = MISSING
+    model: Any = None
+    path: Any = None  # a file, or for an ensemble a list of files, with weights trained elsewhere
+    optim: Any = None
+    augment: str | None = None
+    seed: int = MISSING
+    label_smoothing: float = 0.0
+    cache: str = "auto"
+    generations: int | None = None
+    size: int | None = None
+    decay: float | None = None
+    correct_probability: float | None = None
+
+
+@dataclass
+class MethodConfig:
+    """What the student minimises; see `kd.losses.objective.build_objective`."""
+
+    name: str = MISSING
+    temperature: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    taps: dict[str, list[str]] = field(default_factory=dict)
+    terms: dict[str, Any] = MISSING
+
+
+@dataclass
+class BaselineConfig:
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class OptimConfig:
+    optimizer: dict[str, Any] = MISSING
+    schedule: dict[str, Any] = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    max_epochs: int = MISSING
+    accelerator: str = "auto"
+    devices: Any = 1
+    precision: str = "32-true"
+    gradient_clip_val: float | None = None
+    compile: bool = False
+    deterministic: bool = False
+
+
+@dataclass
+class LoggerConfig:
+    kind: str = "auto"
+    project: str = "kd"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StoreConfig:
+    root: str = MISSING
+
+
+@dataclass
+class ClaimConfig:
+    """A published result: for each arm the metrics that were published, e.g. {student: {errors: 74}}."""
+
+    source: str = MISSING
+    statement: str = MISSING
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class RunConfig:
+    experiment: str = MISSING
+    seed: int = MISSING
+    data: dict[str, Any] = MISSING
+    student: dict[str, Any] = MISSING
+    teacher: TeacherConfig = MISSING
+    method: MethodConfig = MISSING
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    optim: OptimConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = MISSING
+    store: StoreConfig = MISSING
+    claim: ClaimConfig | None = None
+    force: bool = False
+    debug: bool = False
+
+
+def check(cfg: DictConfig) -> RunConfig:
+    """Return the configuration as plain typed objects, or raise `ConfigError` for the first rule it breaks."""
+    try:
+        # through plain containers: a key added with `+` would keep its place in a config that is typed already
+        plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except ConfigKeyError as error:
+        raise ConfigError(unknown_key(str(error.full_key), cfg)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    _check_common(config)
+    _check_data(config.data)
+    hyper_parameters(vars(config.method))
+    _check_teacher(config.teacher)
+    return config
+
+
+def unknown_key(key: str, cfg: DictConfig | None) -> str:
+    """Say that `key` is unknown, name the nearest known key and list its known siblings."""
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if cfg is not None and parent else cfg
+    siblings = {str(name) for name in node} - {last, "hydra"} if isinstance(node, DictConfig) else set()
+    if not parent:
+        siblings |= set(RunConfig.__dataclass_fields__)
+    prefix = f"{parent}." if parent else ""
+    known = f" Known keys{f' of {parent}' if parent else ''}: {', '.join(sorted(siblings))}." if siblings else ""
+    return f"Unknown key {key!r}.{nearest(prefix + last, [prefix + name for name in sorted(siblings)])}{known}"
+
+
+def _check_common(config: RunConfig) -> None:
+    integer("seed", config.seed, high=2**32 - 1)
+    trainer = config.trainer
+    integer("trainer.max_epochs", trainer.max_epochs, low=1)
+    choice("trainer.precision", trainer.precision, PRECISIONS)
+    choice("logger", config.logger.kind, LOGGERS)
+    number("baseline.label_smoothing", config.baseline.label_smoothing, low=0, high=1)
+    if trainer.gradient_clip_val is not None:
+        number("trainer.gradient_clip_val", trainer.gradient_clip_val, above=0)
+    devices = trainer.devices
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise ConfigError(
+            f"Expected `trainer.devices` to be 1, or a list with one device's number such as [0], but got {devices!r}: "
+            "a run trains on one device."
+        )
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    if data.get("omit") and data.get("keep"):
+        raise ConfigError(
+            f"Set `data.omit` or `data.keep`, not both (got omit={data['omit']}, keep={data['keep']}): "
+            "each is the complement of the other."
+        )
+    for arm in data.get("omit_from") or []:
+        choice("arm in `data.omit_from`", arm, ARMS)
+
+
+def _check_teacher(teacher: TeacherConfig) -> None:
+    kind = choice("teacher", teacher.kind, TEACHERS)
+    for owner, settings in TEACHERS.items():
+        for setting in settings:
+            value = getattr(teacher, setting)
+            if value is not None and owner != kind:
+                raise ConfigError(f"`teacher.{setting}` belongs to teacher={owner}, but this run has teacher={kind}.")
+            if value is None and owner == kind:
+                raise ConfigError(f"teacher={kind} needs `teacher.{setting}`.")
+    if kind == "checkpoint" and not teacher.path:
+        raise ConfigError("teacher=checkpoint needs `teacher.path`: a .safetensors file, or a .pt file of weights.")
+    if teacher.path is not None and kind not in ("trained", "checkpoint", "self", "ensemble"):
+        raise ConfigError(f"`teacher.path` has no meaning for teacher={kind}; remove it or choose teacher=checkpoint.")
+    if teacher.path is not None and not isinstance(teacher.path, list if kind == "ensemble" else str):
+        expected = "a list of files" if kind == "ensemble" else "the name of one file"
+        raise ConfigError(f"Expected `teacher.path` to be {expected}, but got {teacher.path!r}.")
+    integer("teacher.seed", teacher.seed, high=2**32 - 1)
+    number("teacher.label_smoothing", teacher.label_smoothing, low=0, high=1)
+    if choice("teacher.cache", teacher.cache, ("auto", "off", "only")) == "only":
+        raise ConfigError("`teacher.cache=only` is not available: the teacher runs live. Use auto or off.")
+    if teacher.generations is not None:
+        integer("teacher.generations", teacher.generations, low=1)
+    if teacher.size is not None:
+        integer("teacher.size", teacher.size, low=2)
+    if teacher.decay is not None:
+        number("teacher.decay", teacher.decay, low=0, high=1)
+    if teacher.correct_probability is not None:
+        number("teacher.correct_probability", teacher.correct_probability, above=0, high=1)

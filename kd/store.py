@@ -1,0 +1,153 @@
+"""The store: trained networks, each under the hash of everything that determines its weights.
+
+    <root>/<key>/weights.safetensors   nothing pickled
+    <root>/<key>/meta.json             recipe, class names, normalisation, validation metrics, sha256 of the weights
+    <root>/<key>/metrics.csv           the curves of its training
+    <root>/<key>.lock                  held while it is trained
+
+An entry appears whole or not at all: it is written beside its place and moved there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kd.errors import StoreError
+
+#: part of every key; raise it when a change of the code changes the weights that a recipe leads to
+RECIPE_VERSION = 1
+
+WEIGHTS, META, METRICS = "weights.safetensors", "meta.json", "metrics.csv"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trained network in the store."""
+
+    key: str
+    folder: Path
+    meta: dict[str, Any]
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.folder / METRICS
+
+    def load_into(self, network: nn.Module) -> None:
+        """Fill the network with the entry's weights. Raises `StoreError` if the file is not the one that was stored."""
+        path = self.folder / WEIGHTS
+        found = sha256(path)
+        if found != self.meta["sha256"]:
+            raise StoreError(
+                f"{path} is damaged: its SHA-256 is {found[:16]}..., {META} says {self.meta['sha256'][:16]}.... "
+                f"Delete the folder {self.folder}; the network is then trained again."
+            )
+        network.load_state_dict(read_weights(path))
+
+
+class Store:
+    """Raises `StoreError` when its folder cannot be written."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / f".probe-{os.getpid()}").touch()
+            (self.root / f".probe-{os.getpid()}").unlink()
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to store.root={self.root}: {error.strerror}. Choose another folder."
+            ) from error
+
+    def get(self, key: str) -> Entry | None:
+        """Return the entry, or None. Raises `StoreError` for one that cannot be read."""
+        folder = self.root / key
+        if not folder.is_dir():
+            return None
+        try:
+            meta = json.loads((folder / META).read_text(encoding="utf-8"))
+            if not (folder / WEIGHTS).is_file() or not isinstance(meta["sha256"], str):
+                raise ValueError(f"no {WEIGHTS}, or no hash of it")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"The store entry {folder} cannot be read ({error}). Delete it; the network is then trained again."
+            ) from error
+        return Entry(key, folder, meta)
+
+    def put(self, key: str, network: nn.Module, meta: dict[str, Any], metrics_csv: Path | None = None) -> Entry:
+        """Write an entry and return it."""
+        temporary = self.root / f".{key}-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_weights(network, temporary / WEIGHTS, meta)
+        meta = {**meta, "key": key, "sha256": sha256(temporary / WEIGHTS)}
+        write_json(temporary / META, meta)
+        if metrics_csv is not None and metrics_csv.is_file():
+            shutil.copyfile(metrics_csv, temporary / METRICS)
+        temporary.replace(self.root / key)
+        return Entry(key, self.root / key, meta)
+
+    @contextmanager
+    def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Hold the network's lock; calls `on_wait` once if another process has it. The system frees a dead owner's."""
+        lock = FileLock(self.root / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def recipe_key(recipe: Any) -> str:
+    """Hash a recipe of plain values: 16 hexadecimal digits, the same on every machine."""
+    canonical = json.dumps({"version": RECIPE_VERSION, "recipe": recipe}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+    """Write a network's state to a safetensors file that also says what the network expects and answers."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    described = {name: json.dumps(meta.get(name)) for name in ("class_names", "mean", "std", "model")}
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    save_file(state, temporary, metadata=described)
+    temporary.replace(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises `StoreError` if it is missing, cut off or no safetensors file."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"There is no file {path}.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged or no safetensors file: {error}.") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that is never half there: beside its place, synced, then moved."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,144 @@
+"""Teachers: they own eval mode and no_grad, and never receive a gradient.
+
+A `Teacher` is deliberately no `nn.Module`, so that its weights cannot slip into the student's parameters, optimiser or
+checkpoint.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kd.check import number
+from kd.losses.virtual import virtual_teacher_logits
+from kd.taps import Tapped
+from kd.types import Batch, Output
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Teacher(ABC):
+    """Gives the soft targets of a batch."""
+
+    #: the networks whose forward passes the soft targets cost
+    networks: Sequence[nn.Module] = ()
+
+    def __call__(self, batch: Batch) -> Output | None:
+        """The teacher's output for a batch, without gradient; None if there is no teacher."""
+        with torch.no_grad():
+            return self.output(batch)
+
+    @abstractmethod
+    def output(self, batch: Batch) -> Output | None: ...
+
+    def to(self, device: torch.device) -> Self:
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    def start(self, student: Tapped) -> None:
+        """Called once with the student as it is before its first step."""
+
+    def update(self, student: Tapped) -> None:
+        """Called after every optimiser step of the student."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beyond the student; empty for a teacher that does not change."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class NoTeacher(Teacher):
+    """For arms that learn from hard targets alone."""
+
+    def output(self, batch: Batch) -> None:
+        return None
+
+
+class Frozen(Teacher):
+    """A trained network, in eval mode for good: its batch-norm statistics do not drift."""
+
+    def __init__(self, network: Tapped) -> None:
+        self.network = freeze(network)
+        self.networks = (self.network,)
+
+    def output(self, batch: Batch) -> Output:
+        assert not self.network.training, "a frozen teacher must stay in eval mode"
+        result: Output = self.network(batch.image)
+        return result
+
+
+class Ensemble(Teacher):
+    """Several trained networks; the logits are the log of their averaged probabilities (1503.02531, section 1).
+
+    A method then tempers these averaged probabilities: softmax(log p / T).
+    """
+
+    def __init__(self, members: Sequence[Tapped]) -> None:
+        self.networks = tuple(freeze(member) for member in members)
+
+    def output(self, batch: Batch) -> Output:
+        log_probabilities = [torch.log_softmax(member(batch.image).logits.float(), 1) for member in self.networks]
+        stacked = torch.stack(log_probabilities)
+        return Output(torch.logsumexp(stacked, 0) - torch.log(torch.tensor(float(len(stacked)))), {})
+
+
+class Ema(Teacher):
+    """The exponential moving average of the student's weights and batch-norm statistics (1703.01780, equation 1)."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = number("teacher.decay", decay, low=0, high=1)
+        self.average: AveragedModel | None = None
+
+    def start(self, student: Tapped) -> None:
+        average_fn = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(student, multi_avg_fn=average_fn, use_buffers=True)
+        average.update_parameters(student)  # the first call copies
+        self.average = freeze(average)
+        self.networks = (self.average,)
+
+    def output(self, batch: Batch) -> Output:
+        assert self.average is not None, "Ema.start comes before the first batch"
+        result: Output = self.average(batch.image)
+        return result
+
+    def update(self, student: Tapped) -> None:
+        assert self.average is not None
+        self.average.update_parameters(student)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.average is None else self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert self.average is not None
+        self.average.load_state_dict(state)
+
+    def network(self) -> nn.Module:
+        """The averaged network itself."""
+        assert self.average is not None and isinstance(self.average.module, Tapped)
+        return self.average.module.network
+
+
+class Virtual(Teacher):
+    """No network: `correct_probability` on the label, the rest spread evenly (Tf-KD, 1909.11723, equation 9)."""
+
+    def __init__(self, num_classes: int, correct_probability: float) -> None:
+        self.num_classes = num_classes
+        self.correct_probability = correct_probability
+        label = torch.zeros(1, dtype=torch.int64)
+        self.output(Batch(label, label, label))  # raises now if the probability is out of range
+
+    def output(self, batch: Batch) -> Output:
+        logits = virtual_teacher_logits(
+            batch.target, num_classes=self.num_classes, correct_probability=self.correct_probability
+        )
+        return Output(logits, {})
+
+
+def freeze(network: Module) -> Module:
+    """Put a network into eval mode and take its gradients away."""
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,164 @@
+"""Find a network in the store, or train it with Lightning and put it there."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from torch import nn
+
+from kd import build
+from kd.callbacks import KeepBest, SaveEpoch, ShowProgress, Speed
+from kd.curves import TidyCsv
+from kd.data import DistillationData
+from kd.distiller import Distiller
+from kd.recipe import Node, Plan, Recipe, TeacherPlan
+from kd.schema import TrainerConfig
+from kd.store import Entry, Store
+from kd.taps import Tapped
+from kd.teachers import Ema, Frozen, Teacher
+
+EMA_SUFFIX = "-ema"  # the store entry of the averaged network beside its student's
+
+
+@dataclass
+class Trainings:
+    """Obtains the networks of one run; a recipe is trained at most once, here or in any run that shares the store."""
+
+    data: DistillationData
+    store: Store
+    folder: Path  # where unfinished trainings keep their checkpoint and curves
+    settings: TrainerConfig
+    console: Console
+    start_logger: Callable[[Recipe], WandbLogger | None]
+    _obtained: dict[str, Entry] = field(default_factory=dict)
+
+    def obtain(self, recipe: Recipe) -> Entry:
+        """Return a trained network: from the store, or trained now."""
+        if recipe.key not in self._obtained:
+            if found := self.store.get(recipe.key):
+                self._say(recipe, f"found in {found.folder}")
+            self._obtained[recipe.key] = found or self._train_once(recipe)
+        return self._obtained[recipe.key]
+
+    def network(self, trained: Entry, model: Node, role: str) -> nn.Module:
+        """Build a network and fill it with an entry's weights."""
+        network = build.network(model, self.data, role)
+        trained.load_into(network)
+        return network
+
+    def teacher_arm(self, planned: Plan) -> tuple[Teacher, Node, str, dict[str, Any]] | None:
+        """The run's teacher, its model, key and meta; None if it has no network."""
+        plan = planned.teacher
+        if plan.kind == "ema":  # the average lies in the store beside its student
+            entry = self.store.get(planned.student.key + EMA_SUFFIX)
+            assert entry is not None, "an EMA teacher is stored before its student"
+            network = self.network(entry, planned.student.model, "teacher")
+            return Frozen(Tapped(network)), planned.student.model, entry.key, entry.meta
+        if not plan.members:
+            return None
+        teacher = build.teacher(plan, self._members(plan), [], self.data.num_classes)
+        metas = [self.obtain(m).meta if isinstance(m, Recipe) else {} for m in plan.members]
+        meta = metas[0]
+        if len(metas) > 1 and all(metas):  # an ensemble's cost is its members' sum
+            seconds = sum(one["train_s"] for one in metas)
+            speed = sum(one["train_s"] * one["images_per_s"] for one in metas) / seconds
+            meta = {"epochs": meta["epochs"], "train_s": seconds, "images_per_s": speed}
+        return teacher, plan.members[0].model, "+".join(member.key for member in plan.members), meta
+
+    def _members(self, plan: TeacherPlan) -> list[nn.Module]:
+        """The trained networks that a teacher is made of."""
+        networks = []
+        for member in plan.members:
+            if isinstance(member, Recipe):
+                networks.append(self.network(self.obtain(member), member.model, "teacher"))
+            else:
+                networks.append(build.foreign_network(member, self.data))
+        return networks
+
+    def _train_once(self, recipe: Recipe) -> Entry:
+        """Train, unless another run is at it: then wait for that one's."""
+        for member in recipe.teacher.members:
+            if isinstance(member, Recipe):
+                self.obtain(member)
+        waiting = f"another run is training it; waiting for {self.store.root / recipe.key}.lock"
+        with self.store.lock(recipe.key, on_wait=lambda: self._say(recipe, waiting)):
+            return self.store.get(recipe.key) or self._train(recipe)
+
+    def _train(self, recipe: Recipe) -> Entry:
+        data = self.data.use(recipe.view)
+        teacher = build.teacher(recipe.teacher, self._members(recipe.teacher), recipe.taps("teacher"), data.num_classes)
+        student, objective = build.student(recipe, data)
+        optimizer, schedule = build.optimizer_and_schedule(recipe)
+        module = Distiller(
+            recipe.view.arm, student, teacher, objective, optimizer, schedule,
+            seed=recipe.seed, compiled=self.settings.compile,
+        )  # fmt: skip
+        self._say(recipe, f"training {recipe.epochs} epochs: {objective.describe()}")
+        best, speed, train_s, curves = self._fit(recipe, module)
+        meta = {
+            "recipe": recipe.content,
+            "model": recipe.model,
+            "class_names": data.class_names,
+            "mean": data.mean,
+            "std": data.std,
+            "val": best.validation(),
+            "selected_epoch": (recipe.epochs if best.epoch is None else best.epoch + 1),
+            "epochs": recipe.epochs,
+            "train_s": train_s,
+            "images_per_s": speed.images_per_s(),
+        }
+        if isinstance(teacher, Ema):
+            self.store.put(recipe.key + EMA_SUFFIX, teacher.network(), {**meta, "val": None})
+        entry = self.store.put(recipe.key, student.network, meta, curves)
+        curves.unlink()
+        checkpoint = curves.with_suffix(".ckpt")
+        if recipe.view.arm == "student":
+            checkpoint.replace(self.folder / "student.ckpt")
+        else:
+            checkpoint.unlink()  # the weights are in the store
+        return entry
+
+    def _fit(self, recipe: Recipe, module: Distiller) -> tuple[KeepBest, Speed, float, Path]:
+        """Train, from the last whole epoch if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""
+        checkpoint = self.folder / f"{recipe.key}.ckpt"
+        curves = TidyCsv(self.folder / f"{recipe.key}.csv", recipe.label)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resumed = torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint.is_file() else 0
+        if resumed:
+            self._say(recipe, f"continuing after epoch {resumed} of {recipe.epochs}")
+        curves.resume(resumed)
+        best, speed = KeepBest(), Speed()
+        loggers = [curves, self.start_logger(recipe)]
+        trainer = L.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator=self.settings.accelerator,
+            devices=self.settings.devices,
+            precision=recipe.precision,  # type: ignore[arg-type]
+            gradient_clip_val=recipe.gradient_clip_val,
+            deterministic=self.settings.deterministic,
+            logger=[logger for logger in loggers if logger is not None],
+            callbacks=[best, speed, ShowProgress(self.console, recipe.label, speed), SaveEpoch(checkpoint)],
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        started = time.perf_counter()
+        try:
+            trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into exit status 1
+                raise KeyboardInterrupt from None
+            raise
+        return best, speed, time.perf_counter() - started, curves.path
+
+    def _say(self, recipe: Recipe, text: str) -> None:
+        self.console.print(f"[bold]{recipe.label}[/bold]  {text}", highlight=False)
