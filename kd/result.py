@@ -97,7 +97,7 @@ def assemble(
 
 
 def _differ(value: Any, default: Any) -> bool:
-    return value != (list(default) if isinstance(default, tuple) else default)
+    return bool(value != (list(default) if isinstance(default, tuple) else default))
 
 
 def _claim(claim: ClaimConfig | None, arms: dict[str, Any]) -> dict[str, Any] | None:

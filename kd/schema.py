@@ -100,7 +100,7 @@ class ClaimConfig:
 
     source: str = MISSING
     statement: str = MISSING
-    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
