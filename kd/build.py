@@ -183,7 +183,7 @@ def _instantiate(where: str, node: Node, given: dict[str, Any] | None = None) ->
                 f"Unknown key `{where}.{name}`.{nearest(name, named)} {target} takes: {', '.join(named)}."
             )
     wanted = {k: v for k, v in (given or {}).items() if k in named or (open_ended and k == "num_classes")}
-    return _try(where, lambda: instantiate(node, **{k: v for k, v in wanted.items() if k not in node}))
+    return _try(where, lambda: instantiate(node, _convert_="all", **{k: v for k, v in wanted.items() if k not in node}))
 
 
 def _try(where: str, make: Any) -> Any:

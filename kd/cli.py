@@ -15,7 +15,7 @@ from typing import NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -79,15 +79,26 @@ def arguments(given: list[str]) -> list[str]:
     ours = ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     if {"-m", "--multirun"} & set(given):
         if not _sets(given, "hydra.sweep.dir"):
-            jobs = sorted(argument for argument in given if not argument.startswith("-"))
+            jobs = sorted(argument for argument in given if _is_override(argument))
             digest = hashlib.sha256("\n".join(jobs).encode()).hexdigest()[:8]
             experiment = next((a.partition("=")[2] for a in jobs if a.startswith("experiment=")), "digits_kd")
-            ours.append(f"hydra.sweep.dir='outputs/{experiment}/sweep-{digest}'")
+            ours.append(f"hydra.sweep.dir=outputs/{experiment.replace(',', '+')}/sweep-{digest}")
         if not _sets(given, "hydra.sweep.subdir"):
             ours.append("hydra.sweep.subdir=.")
     elif not _sets(given, "hydra.run.dir"):
         ours.append("hydra.run.dir=.")
-    return [re.sub(r"^debug=(true|false)$", lambda m: f"debug='{m[1].lower()}'", a, flags=re.I) for a in given] + ours
+    flags = [argument for argument in given if argument in ("-m", "--multirun")]  # before all overrides, or Hydra stops
+    rest = [_quote_debug(argument) for argument in given if argument not in flags]
+    first = next((at for at, argument in enumerate(rest) if _is_override(argument)), len(rest))
+    return [*flags, *rest[:first], *ours, *rest[first:]]
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
+
+
+def _quote_debug(argument: str) -> str:
+    return re.sub(r"^debug=(true|false)$", lambda found: f"debug='{found[1].lower()}'", argument, flags=re.IGNORECASE)
 
 
 def message(error: Exception, given: list[str]) -> str:
@@ -98,6 +109,9 @@ def message(error: Exception, given: list[str]) -> str:
     if missing := re.search(r"Could not (?:override|append to your config) '([^']+)'", text):
         key = missing[1].split("@")[0]
         return unknown_key(key, _composed_without(key, given))
+    if isinstance(error, OverrideParseException):
+        reason = text.splitlines()[1] if text.count("\n") else text
+        return f"Cannot read {error.override!r} ({reason}). Write what you set as key=value, e.g. method.temperature=8."
     if isinstance(error, MissingConfigException):  # an OSError too
         return _unknown_choice(text)
     if isinstance(error, OSError):
@@ -121,7 +135,7 @@ def _unknown_choice(text: str) -> str:
 
 def _composed_without(key: str, given: list[str]) -> DictConfig | None:
     """Compose the configuration without the override of `key`, to learn which keys it would have had."""
-    overrides = [a for a in arguments(given) if "=" in a and not a.startswith(("-", "hydra.", "hydra/"))]
+    overrides = [a for a in arguments(given) if _is_override(a) and not a.startswith(("hydra.", "hydra/"))]
     kept = [a for a in overrides if a.lstrip("+~").partition("=")[0].split("@")[0] != key]
     GlobalHydra.instance().clear()
     try:

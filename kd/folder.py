@@ -87,11 +87,11 @@ def _sweep_folder() -> Path | None:
 
 
 def _short_overrides() -> str:
-    """The overrides in a few words: `temperature=8,seed=1`, or `default`."""
+    """The overrides in a few words, `temperature-8_seed-1`, or `default`: nothing that Hydra would want quoted."""
     words = []
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
         if key not in ("experiment", "force", "debug") and not key.startswith(("logger", "store.", "data.root")):
-            words.append(f"{key.rpartition('.')[2]}={value}")
-    text = re.sub(r"[^\w.=,+@-]+", "_", ",".join(words)) or "default"
+            words.append(f"{key.rpartition('.')[2]}-{value}")
+    text = re.sub(r"[^\w.+-]+", "-", "_".join(words)).strip("-") or "default"
     return text[:MAX_NAME]

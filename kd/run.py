@@ -22,7 +22,7 @@ def run(raw: DictConfig) -> None:
     config = check(raw)
     folder, digest = folders.run_folder(config), folders.config_hash(config)
     if not config.force and (finished := folders.finished(folder, digest)):
-        show(finished)
+        show(finished, console)
         console.print("This run was finished before; force=true trains it anew.")
         return
 
@@ -43,7 +43,7 @@ def run(raw: DictConfig) -> None:
     folders.prepare(folder, config)
     tracking = Tracking(config, folder)
     for line in (f"{config.experiment}  {folder}", f"student minimises  {objective.describe()}", tracking.hint):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
     trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start)
     try:
@@ -55,9 +55,9 @@ def run(raw: DictConfig) -> None:
     finally:
         tracking.close()
     result.write(folder, content, planned, trainings)
-    show(content)
+    show(content, console)
     if tracking.hint:
-        console.print(tracking.hint, highlight=False)
+        console.print(tracking.hint, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,50 @@
 """The table that a person reads at the end of a run. Needs nothing but result.json's content."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 128
+#: what each row shows of an arm's block
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "network": lambda arm: str(arm["model"]),
+    "parameters": lambda arm: f"{arm['params']:,}",
+    "MACs per image": lambda arm: _short(arm["macs"]),
+    "test accuracy": lambda arm: f"{arm['test']['accuracy']:.2%}",
+    "test errors": lambda arm: f"{arm['test']['errors']:,} of {arm['test']['n']:,}",
+    "NLL": lambda arm: f"{arm['test']['nll']:.4f}",
+    "ECE": lambda arm: f"{arm['test']['ece']:.4f}",
+    "agreement with teacher": lambda arm: _or_dash(arm["test"]["agreement_with_teacher"], ".2%"),
+    "validation accuracy": lambda arm: "-" if arm["val"] is None else f"{arm['val']['accuracy']:.2%}",
+    "training seconds": lambda arm: _or_dash(arm["train_s"], ",.1f"),
+    "images/s": lambda arm: _or_dash(arm["images_per_s"], ",.0f"),
+}
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the table of a finished run, whole: a narrow terminal wraps its lines."""
-    console = Console()
-    console.width = max(console.width, WIDTH)
-    claim = result["claim"]
-    table = Table(title=f"{result['experiment']}, seed {result['seed']}", title_justify="left")
-    table.add_column("arm", style="bold")
-    table.add_column("network")
-    columns = ["params", "MACs", "test acc.", "errors", "NLL", "ECE", "agree", "train s", "images/s"]
-    for column in [*columns, *(["published"] if claim else [])]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, block in result["arms"].items():
-        test = block["test"]
-        row = [
-            name,
-            block["model"],
-            f"{block['params']:,}",
-            _short(block["macs"]),
-            f"{test['accuracy']:.2%}",
-            f"{test['errors']:,}",
-            f"{test['nll']:.3f}",
-            f"{test['ece']:.3f}",
-            _or_dash(test["agreement_with_teacher"], ".2%"),
-            _or_dash(block["train_s"], ",.1f"),
-            _or_dash(block["images_per_s"], ",.0f"),
-        ]
-        table.add_row(*row, *([_published(claim["published"].get(name, {}))] if claim else []))
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print a finished run: one column per arm, the published number beside the measured one where there is one."""
+    arms, claim = result["arms"], result["claim"]
+    table = Table(title=f"{result['experiment']}, seed {result['seed']}, {result['device']}", title_justify="left")
+    table.add_column("")
+    for name in arms:
+        table.add_column(name, justify="right", overflow="fold")
+    for title, text in ROWS.items():
+        table.add_row(title, *(text(block) for block in arms.values()))
+    if claim:
+        published = [_published(claim["published"].get(name, {})) for name in arms]
+        table.add_row("published", *published, style="bold")
     console.print(table)
-    if {"baseline", "student"} <= set(result["arms"]):
-        baseline, student = (result["arms"][name]["test"]["accuracy"] for name in ("baseline", "student"))
+    if {"baseline", "student"} <= set(arms):
+        baseline, student = (arms[name]["test"]["accuracy"] for name in ("baseline", "student"))
         console.print(
             f"Distillation changed test accuracy by {100 * (student - baseline):+.2f} points "
             f"({result['data']['test']:,} test images). One seed is no verdict.",
             highlight=False,
+            soft_wrap=True,
         )
     if claim:
-        console.print(f"Published: {claim['statement']} ({claim['source']})", highlight=False)
+        console.print(f"Published: {claim['statement']} ({claim['source']}).", highlight=False, soft_wrap=True)
 
 
 def _published(metrics: dict[str, float]) -> str:

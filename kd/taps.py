@@ -1,74 +1,97 @@
 """Taps: named intermediate outputs of any network, read by a pure function (torch.fx) instead of hooks."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+import torchvision
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
 
 from kd.check import nearest
 from kd.errors import ConfigError
 from kd.types import Output
 
-LOGITS = "logits"
+Forward = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]  # (network, image) -> (logits, taps)
 
 
 class Tapped(nn.Module):
     """A network whose forward returns an `Output`: its logits, and the taps that were asked for.
 
-    Without taps the network runs as it is. With taps, one traced graph per mode (train, eval) that shares the network's
-    modules and parameters. A network that returns an `Output` itself is taken at its word.
-    Raises `ConfigError` for a tap that the network does not have, with the list of those it has.
+    Without taps the network runs as it is. With taps, one traced function per mode (train, eval) runs the network's own
+    modules, so that whatever is copied, moved or frozen in the network is so in its taps. A network that returns an
+    `Output` itself is taken at its word.
+    Raises `ConfigError` for a tap that the network does not have, with the list of those it has; for a network that
+    cannot be traced and returns no `Output`, at its first image.
     """
 
     def __init__(self, network: nn.Module, taps: Sequence[str] = (), *, owner: str = "network") -> None:
         super().__init__()
         self.network = network
         self.names = tuple(taps)
-        self._graph: tuple[Any, ...] = ()  # in a tuple: the graph's modules are the network's own, registered once
+        self.owner = owner
+        self._forwards: dict[bool, Forward] = {}  # by the network's mode: training or not
+        self._untraceable: Exception | None = None
         if self.names:
-            self._graph = (_extractor(network, self.names, owner),)
+            self._trace()
 
     def forward(self, image: Tensor) -> Output:
-        if self._graph:
-            graph = self._graph[0]
-            if graph.training != self.network.training:
-                graph.train(self.network.training)  # each mode has its own trace
-            outputs = graph(image)
-            return Output(outputs.pop(LOGITS), outputs)
+        if self._forwards:
+            return Output(*self._forwards[self.network.training](self.network, image))
         output = self.network(image)
-        return output if isinstance(output, Output) else Output(output, {})
+        if isinstance(output, Output):
+            self._require(output.taps)
+            return output
+        if self._untraceable is not None:
+            raise ConfigError(
+                f"The {self.owner}'s network {type(self.network).__name__} cannot be traced ({self._untraceable}), "
+                "so it has no taps; let its forward return a kd.types.Output with the taps itself."
+            ) from self._untraceable
+        return Output(output, {})
+
+    def _trace(self) -> None:
+        modes = [(module, module.training) for module in self.network.modules()]
+        try:
+            traced = {training: _graph(self.network.train(training)) for training in (True, False)}
+        except Exception as error:  # fx raises many types on code that it cannot follow
+            self._untraceable = error
+            return
+        finally:
+            for module, training in modes:
+                module.training = training
+        if any(isinstance(graph.output_node().args[0], Output) for graph, _ in traced.values()):
+            return
+        self._require([name for name in traced[False][1] if name in traced[True][1]])
+        self._forwards = {training: _forward(self.network, *found, self.names) for training, found in traced.items()}
+
+    def _require(self, known: Collection[str]) -> None:
+        for name in self.names:
+            if name not in known:
+                raise ConfigError(
+                    f"Unknown layer {name!r} of the {self.owner}.{nearest(name, known)} Known: {', '.join(known)}."
+                )
 
 
-def _extractor(network: nn.Module, taps: Sequence[str], owner: str) -> nn.Module:
-    modes = [module.training for module in network.modules()]
-    try:
-        with torch.no_grad():
-            _, nodes = get_graph_node_names(network)
-    except Exception as error:  # fx raises many types on code that it cannot follow
-        raise ConfigError(
-            f"The {owner}'s network {type(network).__name__} cannot be traced ({error}), so it has no taps; "
-            "let its forward return a kd.types.Output with the taps itself."
-        ) from error
-    known = [node for node in nodes if node not in ("x", "image", "input")]
-    names = _prefixes(known)
-    for tap in taps:
-        if tap not in names:
-            raise ConfigError(f"Unknown layer {tap!r} of the {owner}.{nearest(tap, names)} Known: {', '.join(names)}.")
-    extractor: nn.Module = create_feature_extractor(
-        network, return_nodes={**{tap: tap for tap in taps}, known[-1]: LOGITS}
-    )
-    for module, mode in zip(network.modules(), modes, strict=True):
-        module.training = mode
-    return extractor
+def _graph(network: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """Trace a network in its present mode; also return every name that a tap can have, in the order of execution.
+
+    These are the nodes, under torchvision's names for them, and the modules that hold nodes: `layer1` stands for the
+    last node inside it.
+    """
+    own = [made for made in vars(torchvision.ops).values() if isinstance(made, type) and issubclass(made, nn.Module)]
+    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=own)
+    graph: fx.Graph = tracer.trace(network)
+    names: dict[str, Any] = {}
+    for node, name in tracer.node_to_qualname.items():
+        if node.op != "placeholder":
+            parts = name.split(".")
+            names.update({".".join(parts[:length]): node for length in range(1, len(parts) + 1)})
+    return graph, names
 
 
-def _prefixes(nodes: Sequence[str]) -> list[str]:
-    """Every node, and every module that holds nodes: `layer1` stands for the last node inside it."""
-    names: dict[str, None] = {}
-    for node in nodes:
-        parts = node.split(".")
-        for length in range(1, len(parts) + 1):
-            names[".".join(parts[:length])] = None
-    return list(names)
+def _forward(network: nn.Module, graph: fx.Graph, names: dict[str, fx.Node], taps: Sequence[str]) -> Forward:
+    """Return the traced forward, which gives the taps beside what the network returns."""
+    output = graph.output_node()
+    output.args = ((output.args[0], {tap: names[tap] for tap in taps}),)
+    forward: Forward = type(fx.GraphModule(network, graph)).forward
+    return forward

@@ -146,6 +146,7 @@ class Trainings:
             callbacks=[best, speed, ShowProgress(self.console, recipe.label, speed), SaveEpoch(checkpoint)],
             log_every_n_steps=1,
             num_sanity_val_steps=0,
+            limit_val_batches=None if self.data.counts()["val"] else 0,
             enable_checkpointing=True,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -161,4 +162,4 @@ class Trainings:
         return best, speed, time.perf_counter() - started, curves.path
 
     def _say(self, recipe: Recipe, text: str) -> None:
-        self.console.print(f"[bold]{recipe.label}[/bold]  {text}", highlight=False)
+        self.console.print(f"[bold]{recipe.label}[/bold]  {text}", highlight=False, soft_wrap=True)
