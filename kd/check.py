@@ -10,7 +10,9 @@ from kd.errors import ConfigError
 
 def number(name: str, value: Any, *, above: float = -math.inf, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `value` as a float, or raise `ConfigError` unless it is a finite number > above and in [low, high]."""
-    allowed = f"a number above {above:g}" if above > -math.inf else f"a number in [{low:g}, {high:g}]"
+    allowed = f"a number in [{low:g}, {high:g}]"
+    if above > -math.inf:
+        allowed = f"a number above {above:g}" + (f" and at most {high:g}" if high < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"Expected `{name}` to be {allowed}, but got {value!r}.")
     if not (value > above and low <= value <= high):

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from kd.errors import StoreError
 from kd.store import read_weights
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which public checkpoints keep the weights
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and DataParallel
 
 
 def load_foreign(network: nn.Module, path: Path, data: DistillationData) -> list[str]:
@@ -29,6 +29,7 @@ def load_foreign(network: nn.Module, path: Path, data: DistillationData) -> list
         state, described = read_weights(path), _metadata(path)
     else:
         state, described = _read_pickle(path), {}
+    state = _without_wrapper_prefix(state, network)
     _check_layers(network, state, path)
     unsaid = []
     for name, ours in (("class_names", data.class_names), ("mean", data.mean), ("std", data.std)):
@@ -53,14 +54,23 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than weights, or is damaged, and was not loaded: unpickling it could execute code. "
             "Save the network's state_dict alone, best as .safetensors (safetensors.torch.save_file)."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the unpickler raises any type on damaged bytes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StoreError(f"{path} is damaged or no file of weights: {reason}.") from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise StoreError(f"{path} holds no state_dict (a mapping from names to tensors).")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}  # DataParallel's prefix
+    return {str(name): value for name, value in content.items()}
+
+
+def _without_wrapper_prefix(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The names as the network has them, where a wrapper put its own before all of them."""
+    for prefix in WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not all(name in state for name in network.state_dict()):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -39,19 +39,22 @@ def multistep(
 ) -> LRScheduler:
     """The learning rate times `gamma` at each milestone, a fraction of the training.
 
-    Raises `ConfigError` unless the milestones rise within (0, 1) and gamma is in (0, 1].
+    Raises `ConfigError` unless the milestones rise within (0, 1] and gamma is in (0, 1].
     """
     number("optim.schedule.gamma", gamma, above=0, high=1)
     for milestone in milestones:
         number("optim.schedule.milestones", milestone, above=0, high=1)
     if any(later <= earlier for earlier, later in pairwise(milestones)):
         raise ConfigError(f"Expected `optim.schedule.milestones` to rise, but got {milestones}.")
-    total = steps_per_epoch * epochs
-    return LambdaLR(optimizer, lambda step: float(gamma ** sum(step >= milestone * total for milestone in milestones)))
+    # 0.55 * 100 is 55.000000000000007: a rounding error must not delay a milestone by a step
+    steps = [round(milestone * steps_per_epoch * epochs, 6) for milestone in milestones]
+    return LambdaLR(optimizer, lambda step: float(gamma ** sum(step >= milestone for milestone in steps)))
 
 
 def one_cycle(optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.3) -> LRScheduler:
     """Up to the optimiser's learning rate during the share `warmup` of the training, and down to nearly zero."""
     number("optim.schedule.warmup", warmup, low=0, high=1)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps_per_epoch * epochs, pct_start=warmup)
+    total = steps_per_epoch * epochs
+    share = 0.0 if warmup * total == 1 else warmup  # torch divides by the steps after the first one that go up
+    return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, pct_start=share)

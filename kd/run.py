@@ -27,7 +27,7 @@ def run(raw: DictConfig) -> None:
         return
 
     # Torch takes seconds to import: not before it is needed.
-    from kd import build, evaluate, result
+    from kd import build, evaluate, report, result
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
@@ -55,6 +55,7 @@ def run(raw: DictConfig) -> None:
     finally:
         tracking.close()
     result.write(folder, content, planned, trainings)
+    report.write_page([folder], folder / "report.html")
     show(content, console)
     if tracking.hint:
         console.print(tracking.hint, highlight=False, soft_wrap=True)

@@ -52,7 +52,14 @@ class Entry:
                 f"{path} is damaged: its SHA-256 is {found[:16]}..., {META} says {self.meta['sha256'][:16]}.... "
                 f"Delete the folder {self.folder}; the network is then trained again."
             )
-        network.load_state_dict(read_weights(path))
+        try:
+            network.load_state_dict(read_weights(path))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise StoreError(
+                f"{path} does not fit {type(network).__name__}, whose code must have changed since: {reason} "
+                f"Delete the folder {self.folder}; the network is then trained again."
+            ) from error
 
 
 class Store:
@@ -85,8 +92,8 @@ class Store:
         return Entry(key, folder, meta)
 
     def put(self, key: str, network: nn.Module, meta: dict[str, Any], metrics_csv: Path | None = None) -> Entry:
-        """Write an entry and return it."""
-        temporary = self.root / f".{key}-{os.getpid()}"
+        """Write an entry, instead of an earlier one of that key, and return it."""
+        folder, temporary = self.root / key, self.root / f".{key}-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save_weights(network, temporary / WEIGHTS, meta)
@@ -94,8 +101,10 @@ class Store:
         write_json(temporary / META, meta)
         if metrics_csv is not None and metrics_csv.is_file():
             shutil.copyfile(metrics_csv, temporary / METRICS)
-        temporary.replace(self.root / key)
-        return Entry(key, self.root / key, meta)
+        if folder.is_dir():  # a folder does not replace one with files in it
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+        return Entry(key, folder, meta)
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:

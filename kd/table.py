@@ -15,7 +15,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "test errors": lambda arm: f"{arm['test']['errors']:,} of {arm['test']['n']:,}",
     "NLL": lambda arm: f"{arm['test']['nll']:.4f}",
     "ECE": lambda arm: f"{arm['test']['ece']:.4f}",
-    "agreement with teacher": lambda arm: _or_dash(arm["test"]["agreement_with_teacher"], ".2%"),
+    "agrees with teacher": lambda arm: _or_dash(arm["test"]["agreement_with_teacher"], ".2%"),
     "validation accuracy": lambda arm: "-" if arm["val"] is None else f"{arm['val']['accuracy']:.2%}",
     "training seconds": lambda arm: _or_dash(arm["train_s"], ",.1f"),
     "images/s": lambda arm: _or_dash(arm["images_per_s"], ",.0f"),
@@ -26,7 +26,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print a finished run: one column per arm, the published number beside the measured one where there is one."""
     arms, claim = result["arms"], result["claim"]
     table = Table(title=f"{result['experiment']}, seed {result['seed']}, {result['device']}", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in arms:
         table.add_column(name, justify="right", overflow="fold")
     for title, text in ROWS.items():

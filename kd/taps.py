@@ -31,7 +31,7 @@ class Tapped(nn.Module):
         self.names = tuple(taps)
         self.owner = owner
         self._forwards: dict[bool, Forward] = {}  # by the network's mode: training or not
-        self._untraceable: Exception | None = None
+        self._untraceable = ""  # why
         if self.names:
             self._trace()
 
@@ -42,11 +42,11 @@ class Tapped(nn.Module):
         if isinstance(output, Output):
             self._require(output.taps)
             return output
-        if self._untraceable is not None:
+        if self._untraceable:
             raise ConfigError(
                 f"The {self.owner}'s network {type(self.network).__name__} cannot be traced ({self._untraceable}), "
                 "so it has no taps; let its forward return a kd.types.Output with the taps itself."
-            ) from self._untraceable
+            )
         return Output(output, {})
 
     def _trace(self) -> None:
@@ -54,7 +54,7 @@ class Tapped(nn.Module):
         try:
             traced = {training: _graph(self.network.train(training)) for training in (True, False)}
         except Exception as error:  # fx raises many types on code that it cannot follow
-            self._untraceable = error
+            self._untraceable = str(error) or type(error).__name__
             return
         finally:
             for module, training in modes:

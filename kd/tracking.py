@@ -58,24 +58,31 @@ class Tracking:
             return None
         import wandb
 
-        settings = self.config.logger
-        run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            name=f"{self.folder.name}-{recipe.label}",
-            group=self.config.experiment,
-            job_type=recipe.view.arm,
-            tags=[*settings.tags, self.config.method.name, recipe.view.arm],
-            config={**asdict(self.config), "arm": recipe.view.arm, "store_key": recipe.key},
-            dir=str(self.folder),
-            mode="offline" if self.mode == "offline" else "online",
-            reinit="create_new",  # the arms' runs are open side by side until their test metrics are known
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
-        )
+        try:
+            run = wandb.init(**self._arguments(recipe), settings=_settings())
+        except wandb.errors.Error as error:
+            self.mode, self.hint = "off", f"W&B: {error}; metrics.csv has everything"
+            return None
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self.loggers[recipe.label] = WandbLogger(experiment=run)
         return self.loggers[recipe.label]
+
+    def _arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """What W&B is told of an arm's run."""
+        settings = self.config.logger
+        return {
+            "project": settings.project,
+            "entity": settings.entity,
+            "name": f"{self.folder.name}-{recipe.label}",
+            "group": self.config.experiment,
+            "job_type": recipe.view.arm,
+            "tags": [*settings.tags, self.config.method.name, recipe.view.arm],
+            "config": {**asdict(self.config), "arm": recipe.view.arm, "store_key": recipe.key},
+            "dir": str(self.folder),
+            "mode": self.mode,
+            "reinit": "create_new",  # the arms' runs are open side by side until their test metrics are known
+        }
 
     def finish(self, result: dict[str, Any]) -> None:
         """Log every arm's test metrics and tables, and close all runs. The student's run knows all arms, to compare."""
@@ -97,6 +104,12 @@ class Tracking:
         if self.mode == "offline" and self.loggers:
             self.hint = f"W&B: logged offline; upload with: wandb sync {self.folder / 'wandb'}/offline-run-*"
         self.loggers.clear()
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30)
 
 
 def _scalars(arm: str, test: dict[str, Any]) -> dict[str, float]:

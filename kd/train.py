@@ -155,8 +155,8 @@ class Trainings:
         started = time.perf_counter()
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
-        except SystemExit:
-            if trainer.interrupted:  # Lightning turns Ctrl-C into exit status 1
+        except SystemExit as left:
+            if left.code == 1:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
         return best, speed, time.perf_counter() - started, curves.path

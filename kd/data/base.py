@@ -1,6 +1,7 @@
 """What every dataset of a distillation run must offer, and the split that all image datasets share."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -90,10 +91,15 @@ class ImageData(DistillationData):
         self.train_limit = train_limit
         self.test_limit = test_limit
         self.load()
-        self.omit = self._omitted(omit or [], keep or [])
-        self.omit_from = ["baseline", "student"] if omit_from is None else omit_from
+        self.omit = self._omitted([] if omit is None else omit, [] if keep is None else keep)
+        self.omit_from = ["baseline", "student"] if omit_from is None else list(omit_from)
         self._split()
+        for arm in self.omit_from:  # refuse now what would leave an arm without images
+            self._seen(self.train_rows, arm)
+            self._seen(self.val_rows, arm)
         self._view = View("student", 0, augment)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        self._scale, self._shift = 1 / (255 * std), -mean / std
 
     train_targets: Tensor  # int64 (N,), of the whole training set
     test_count: int
@@ -119,12 +125,14 @@ class ImageData(DistillationData):
         if self.train_limit is not None:
             limit = integer("data.train_limit", self.train_limit, low=1, high=len(self.train_rows))
             self.train_rows = self.train_rows[:limit]
-        limit = integer("data.test_limit", self.test_limit or self.test_count, low=1, high=self.test_count)
-        self.test_rows = torch.arange(limit)
+        limit = self.test_count if self.test_limit is None else self.test_limit
+        self.test_rows = torch.arange(integer("data.test_limit", limit, low=1, high=self.test_count))
 
-    def _omitted(self, omit: list[int], keep: list[int]) -> list[int]:
+    def _omitted(self, omit: Sequence[int], keep: Sequence[int]) -> list[int]:
         """The sorted classes to leave out, from either way of naming them."""
         for name, classes in (("omit", omit), ("keep", keep)):
+            if not isinstance(classes, Sequence):
+                raise ConfigError(f"Expected `data.{name}` to be a list of classes such as [3], but got {classes!r}.")
             for label in classes:
                 if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_classes:
                     some = ", ".join(self.class_names[:10]) + (", ..." if self.num_classes > 10 else "")
@@ -189,10 +197,9 @@ class ImageData(DistillationData):
         return batch._replace(image=self._normalise(image))
 
     def _normalise(self, image: Tensor) -> Tensor:
-        assert self.mean is not None and self.std is not None
-        mean = torch.tensor(self.mean, device=image.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=image.device).view(-1, 1, 1)
-        return (image.float() / 255 - mean) / std
+        if self._scale.device != image.device:
+            self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
+        return image.float().mul_(self._scale).add_(self._shift)  # (x / 255 - mean) / std
 
 
 class InOrder(Sampler[int]):

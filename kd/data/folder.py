@@ -1,13 +1,14 @@
 """A user's own folder of images, streamed by an ordinary DataLoader under the same keys as the resident datasets."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision.datasets
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from kd.check import integer
@@ -34,7 +35,7 @@ class ImageFiles(Dataset[Batch]):
         try:
             with Image.open(file) as opened:
                 image = opened.convert(self.mode)
-        except (OSError, UnidentifiedImageError) as error:
+        except Exception as error:  # Pillow raises many types on damaged files
             raise DataError(f"{file} cannot be read as an image: {error}. Remove or replace it.") from error
         if image.size != (self.size, self.size):
             scale = self.size / min(image.size)
@@ -45,6 +46,16 @@ class ImageFiles(Dataset[Batch]):
             image = image.crop((left, top, left + self.size, top + self.size))
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).view(self.size, self.size, -1).permute(2, 0, 1)
         return Batch(pixels, torch.tensor(target), torch.tensor(row))
+
+
+class DecodingLoader(DataLoader[Batch]):
+    """A DataLoader that raises a worker's `DataError` with its own message, not with the worker's traceback in it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
 class ImageFolder(ImageData):
@@ -89,7 +100,7 @@ class ImageFolder(ImageData):
         self._digest = _digest(root, [file for file, _ in splits["train"]])
 
     def loader(self, sampler: Any, split: str, batch_size: int) -> DataLoader[Batch]:
-        return DataLoader(
+        return DecodingLoader(
             self._files[split],
             batch_size=batch_size,
             sampler=sampler,

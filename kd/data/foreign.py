@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from kd.data.base import DistillationData, View
 from kd.errors import ConfigError
@@ -36,6 +37,9 @@ class ForeignData(DistillationData):
                 )
             classes = [str(label) for label in range(count)]
         self.class_names = [str(name) for name in classes]
+        for loader in ("train_dataloader", "test_dataloader"):
+            if getattr(type(module), loader) is getattr(L.LightningDataModule, loader):
+                raise ConfigError(f"{self.name} needs a `{loader}`.")
         module.prepare_data()
         module.setup("fit")
         module.setup("test")
@@ -71,7 +75,8 @@ class ForeignData(DistillationData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Give a batch our type; -1 stands for an unknown index."""
         batch = self.module.on_after_batch_transfer(batch, dataloader_idx)
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or batch[0].ndim != 4:
+        parts = list(batch) if isinstance(batch, tuple | list) else []
+        if len(parts) not in (2, 3) or not all(isinstance(part, Tensor) for part in parts) or parts[0].ndim != 4:
             raise ConfigError(f"{self.name} must give batches (image (B, C, H, W), target (B,)[, index (B,)]).")
         image, target = batch[0], batch[1].long()
         return Batch(image, target, batch[2] if len(batch) == 3 else torch.full_like(target, -1))
