@@ -1,0 +1,90 @@
+"""The page itself: one run, or several beside each other."""
+
+import os
+from pathlib import Path
+
+from kd.errors import ConfigError
+from kd.report import words
+from kd.report.comparison import comparison, run_names
+from kd.report.markup import Html, join, tag
+from kd.report.pictures import STYLE
+from kd.report.read import Run, read_run
+from kd.report.section import headline, pictures, section
+
+PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+FIGURES = "figures"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write_page(folders: list[Path], target: Path) -> None:
+    """Write the page of one run folder, and its pictures beside it, or one page that compares several.
+
+    Raises:
+        ConfigError: a folder holds no finished run, or the page cannot be written.
+        StoreError: a run's result.json or metrics.csv is damaged.
+    """
+    if not folders:
+        raise ConfigError("A page needs at least one run folder.")
+    runs = [read_run(folder) for folder in folders]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        page = _one(runs[0], target.parent / FIGURES) if len(runs) == 1 else _several(runs)
+        _write(target, page)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {target}: {error.strerror or error}. Choose another file.") from error
+
+
+def _one(run: Run, figures: Path) -> str:
+    drawn = pictures(run)
+    figures.mkdir(exist_ok=True)
+    for picture in drawn.values():
+        _write(figures / f"{picture.name}.svg", picture.file())
+    return _document(f"{run.experiment}, seed {run.seed}", _header(run), headline(run), section(run, drawn))
+
+
+def _several(runs: list[Run]) -> str:
+    experiments = list(dict.fromkeys(run.experiment for run in runs))
+    title = experiments[0] if len(experiments) == 1 else f"{len(experiments)} experiments"
+    header = tag("header", tag("h1", title), tag("p", f"{len(runs)} runs", class_="settings"))
+    parts = [
+        tag(
+            "details",
+            tag("summary", name, " ", tag("span", " · ".join(words.settings(run)), class_="muted")),
+            headline(run),
+            section(run, pictures(run)),
+            class_="run",
+            id=f"run-{number}",
+        )
+        for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1)
+    ]
+    return _document(f"{title}: {len(runs)} runs", header, comparison(runs), tag("h2", "Each run"), *parts)
+
+
+def _header(run: Run) -> Html:
+    minimised = words.objective(run.method)
+    said = [tag("span", phrase) for phrase in words.settings(run)]
+    if minimised:
+        said.append(tag("span", "student minimises ", tag("code", minimised)))
+    return tag("header", tag("h1", run.experiment), tag("p", *said, class_="settings"))
+
+
+def _document(title: str, *parts: Html) -> str:
+    """The page around its parts. Its policy lets a browser load nothing, whatever a class may be called."""
+    head = join(
+        [
+            Html('<meta charset="utf-8">'),
+            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Html('<meta name="color-scheme" content="light dark">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+            tag("title", title),
+            tag("style", Html(STYLE + PAGE_STYLE)),
+        ]
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{join(parts)}</main></body></html>\n'
+
+
+def _write(path: Path, content: str) -> None:
+    """Write a file that is never half there."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)

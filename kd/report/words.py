@@ -1,0 +1,74 @@
+"""What a run did and found, in words that claim no more than it shows."""
+
+from typing import Any
+
+from kd.report.markup import measured
+from kd.report.read import Run
+
+
+def objective(method: dict[str, Any]) -> str:
+    """The weighted terms that the student minimises, `0.10 ce + 0.90 kd`; empty without terms."""
+    terms = method.get("terms")
+    if not isinstance(terms, dict):
+        return ""
+    return " + ".join(_term(name, node, method) for name, node in terms.items())
+
+
+def settings(run: Run) -> list[str]:
+    """Seed and method in short phrases."""
+    shared = {"T": "temperature", "alpha": "alpha", "beta": "beta"}
+    given = [f"{word} = {value:g}" for word, key in shared.items() if (value := run.method.get(key)) is not None]
+    return [f"seed {run.seed}", f"method {run.method.get('name')}", *given]
+
+
+def outcome(run: Run) -> str:
+    """What became of the student, in one or two sentences."""
+    images = run.arms["student" if "student" in run.arms else next(iter(run.arms))].test.n
+    one = f"The test set has {images:,} images, so that one image is {100 / images:.2g} points." if images else ""
+    if run.change is None:
+        best = ", ".join(f"{name} {arm.test.accuracy:.2%}" for name, arm in run.arms.items())
+        return f"Test accuracy: {best}; one seed is no verdict. {one}"
+    baseline, student = (run.arms[name].test.accuracy for name in ("baseline", "student"))
+    cause = "Training" if run.method.get("name") == "hard" else "Distillation"
+    return (
+        f"{cause} changed test accuracy by {100 * round(run.change, 12) + 0.0:+.2f} points, "
+        f"from {baseline:.2%} (baseline) to {student:.2%} (student); one seed is no verdict. {one}"
+    )
+
+
+def omission(run: Run) -> str | None:
+    """Which classes which arms never saw."""
+    if not run.data["omitted"]:
+        return None
+    names = [run.class_name(number) for number in run.data["omitted"]]
+    arms = [str(arm) for arm in run.data["omitted_from"]]
+    which = f"Class {names[0]} was" if len(names) == 1 else f"Classes {_and(names)} were"
+    return f"{which} left out of the training of {_and(arms)}; the test set is whole."
+
+
+def metric_value(metric: str, value: Any) -> object:
+    """A published or measured number as its metric is read: accuracies and agreement in percent."""
+    if value is None:
+        return "-"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return measured(value, ".2%" if is_share(metric) else ",.6g")
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def is_share(metric: str) -> bool:
+    return "accuracy" in metric or "agreement" in metric
+
+
+def _term(name: str, node: Any, method: dict[str, Any]) -> str:
+    weight = node.get("weight") if isinstance(node, dict) else None
+    if isinstance(weight, str):
+        alpha = method.get("alpha")
+        rest = 1 - alpha if weight == "beta" and alpha is not None else None
+        weight = method.get(weight) if method.get(weight) is not None else rest
+    return name if weight is None else f"{weight:.4g} {name}"
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
