@@ -62,6 +62,9 @@ def _messages(given: list[str]) -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted. The same command continues the run.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader, `head` say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if any(argument.lower() == "debug=true" for argument in given):
             traceback.print_exc()

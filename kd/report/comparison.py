@@ -6,11 +6,11 @@ from statistics import mean, stdev
 
 from kd.report.markup import Html, join, measured, percent, points, table, tag
 from kd.report.pictures import ROLES
-from kd.report.read import Run, recipe_text
+from kd.report.read import Run
 
 NOTE = (
-    "Difference: test accuracy of the student minus that of the baseline, in percentage points. T and alpha are "
-    "chosen by validation accuracy, never by test accuracy."
+    "Difference: test accuracy of the student minus that of the baseline, in percentage points. Choose T "
+    "and alpha by validation accuracy, never by test accuracy."
 )
 POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
@@ -26,10 +26,16 @@ class Pool:
 
     def row(self) -> list[object]:
         first = self.runs[0]
-        cells = [_spread([run.arms[arm].test.accuracy for run in self.runs if arm in run.arms]) for arm in ROLES]
+        cells = [self._accuracy(arm) for arm in ROLES]
         change = _spread([run.change for run in self.runs if run.change is not None], sign=True)
         seeds = ", ".join(str(run.seed) for run in self.runs)
         return [first.experiment, *_method(first), len(self.runs), seeds, *cells, change]
+
+    def _accuracy(self, arm: str) -> Html:
+        """An arm's mean; a network that all runs share, as teachers often are, has no spread."""
+        values = [run.arms[arm].test.accuracy for run in self.runs if arm in run.arms]
+        keys = {run.content["arms"][arm].get("store_key") for run in self.runs if arm in run.arms}
+        return join([percent(values[0]), " (one network)"]) if len(keys) == 1 and keys != {None} else _spread(values)
 
 
 def comparison(runs: list[Run]) -> Html:
@@ -53,6 +59,25 @@ def pools(runs: list[Run]) -> list[Pool]:
         if run.config:
             groups.setdefault((run.experiment, recipe_text(run.config)), {}).setdefault(run.seed, run)
     return [Pool(list(by_seed.values())) for by_seed in groups.values() if len(by_seed) > 1]
+
+
+def recipe_text(config: str) -> str:
+    """A config.yaml without its seeds and what has no part in the result: equal for runs that differ only by seed."""
+    aside = {"": ("seed", "store", "logger", "force", "debug"), "data": ("root",), "teacher": ("seed",)}
+    kept, block, dropped = [], "", None
+    for line in config.splitlines():
+        indent = len(line) - len(line.lstrip(" "))
+        key = line.strip().partition(":")[0]
+        if dropped is not None and (indent > dropped or (indent == dropped and key.startswith("- "))):
+            continue
+        dropped = None
+        if indent == 0 and not key.startswith("- "):
+            block = key
+        if (indent == 0 and key in aside[""]) or (indent == 2 and key in aside.get(block, ())):
+            dropped = indent
+        else:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def run_names(runs: list[Run]) -> list[str]:

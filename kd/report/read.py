@@ -1,6 +1,5 @@
 """What a page knows: run folders, read and checked before anything is shown."""
 
-import csv
 import json
 import os
 import re
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import ConfigError, StoreError
+from kd.report.curves import Curves, read_curves
 
 SCHEMA = 1
 RESULT, METRICS, CONFIG = "result.json", "metrics.csv", "config.yaml"
-
-#: label, then scalar, then (epoch counted from 1, value) in order
-Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     """Return the finished runs in and below the folders, in the given order, within a folder by name, each once.
 
     Raises:
-        ConfigError: a folder is none, or holds no finished run.
+        ConfigError: a folder does not exist, or holds no finished run.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -93,7 +90,9 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
             raise ConfigError(f"There is no folder {folder}.")
         runs = sorted((path.parent for path in folder.rglob(RESULT) if _is_done(path)), key=_natural)
         if not runs:
-            raise ConfigError(f"{folder} holds no finished run: neither it nor a folder below has a {RESULT}.")
+            raise ConfigError(
+                f"{folder} holds no finished run: neither it nor a folder below has a {RESULT} that says so."
+            )
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())
@@ -108,7 +107,7 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RESULT
     if not path.is_file() or not _is_done(path):
-        raise ConfigError(f"{folder} holds no finished run: it has no {RESULT}.")
+        raise ConfigError(f"{folder} holds no finished run: it has no {RESULT} that says so.")
     content = _json(path)
     try:
         if content["schema"] != SCHEMA:
@@ -135,46 +134,6 @@ def read_run(folder: Path) -> Run:
             raise
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise StoreError(f"{path} is damaged: {reason}. Delete the folder and run it again.") from error
-
-
-def read_curves(path: Path) -> Curves:
-    """Read what was logged per epoch. A folder without the file has no curves."""
-    if not path.is_file():
-        return {}
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, strict=True)
-            if not {"arm", "epoch", "name", "value"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"its first line is {rows.fieldnames}")
-            for row in rows:
-                if None in row.values() or None in row:
-                    raise ValueError(f"line {rows.line_num} does not have {len(rows.fieldnames or ())} fields")
-                value = float(row["value"])
-                if row["epoch"]:
-                    found.setdefault(row["arm"], {}).setdefault(row["name"], {})[int(row["epoch"]) + 1] = value
-    except (ValueError, csv.Error) as error:
-        raise StoreError(f"{path} is damaged: {error}. Delete the folder {path.parent} and run it again.") from error
-    return {arm: {name: sorted(points.items()) for name, points in by.items()} for arm, by in found.items()}
-
-
-def recipe_text(config: str) -> str:
-    """A config.yaml without its seeds and what has no part in the result: equal for runs that differ only by seed."""
-    aside = {"": ("seed", "store", "logger", "force", "debug"), "data": ("root",), "teacher": ("seed",)}
-    kept, block, dropped = [], "", None
-    for line in config.splitlines():
-        indent = len(line) - len(line.lstrip(" "))
-        key = line.strip().partition(":")[0]
-        if dropped is not None and (indent > dropped or (indent == dropped and key.startswith("- "))):
-            continue
-        dropped = None
-        if indent == 0 and not key.startswith("- "):
-            block = key
-        if (indent == 0 and key in aside[""]) or (indent == 2 and key in aside.get(block, ())):
-            dropped = indent
-        else:
-            kept.append(line)
-    return "\n".join(kept)
 
 
 def _arm(name: str, block: dict[str, Any]) -> Arm:

@@ -1,0 +1,490 @@
+"""The page of run folders: what it shows, what it refuses. The folders are written here, not trained."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from kd.errors import ConfigError, StoreError
+from kd.report import write_page
+from kd.report.__main__ import main
+from kd.report.comparison import pools, recipe_text, run_names
+from kd.report.confusion import top_confusions
+from kd.report.pictures import tick_texts, value_axis
+from kd.report.read import find_runs, read_run
+
+ATTACK = "<script>alert(1)</script>"
+LOADS = re.compile(
+    r"""(?:src|href|srcset|action|data|poster)\s*=\s*["']?\s*(?!#)\S|url\(|@import|<script""", re.IGNORECASE
+)
+NO_TEACHER = ("baseline", "student")
+
+
+def arm_block(name: str, classes: int, right: int, *, empty: int | None = None, val: bool = True) -> dict[str, Any]:
+    """An arm that is right for `right` of 10 images of each class and takes the others for the next class."""
+    confusion = [[0] * classes for _ in range(classes)]
+    for i in range(classes):
+        if i != empty:
+            confusion[i][i], confusion[i][(i + 1) % classes] = right, 10 - right
+    n = sum(map(sum, confusion))
+    hits = sum(confusion[i][i] for i in range(classes))
+    return {
+        "model": f"MLP(hidden=[{right}00, {right}00])",
+        "params": 1000 * right + 7,
+        "macs": 1_234_567,
+        "store_key": f"key-of-{name}",
+        "epochs": 4,
+        "selected_epoch": 3,
+        "train_s": 12.34 + right,
+        "images_per_s": 4321.0 + right,
+        "val": {"accuracy": 0.7 + right / 100, "nll": 0.3} if val else None,
+        "test": {
+            "accuracy": hits / n,
+            "errors": n - hits,
+            "n": n,
+            "nll": 0.1234567 + right,
+            "ece": 0.0312345 + right / 100,
+            "per_class_accuracy": [None if i == empty else right / 10 for i in range(classes)],
+            "confusion": confusion,
+            "agreement_with_teacher": None if name == "teacher" else 0.9 + right / 1000,
+            "kl_to_teacher": None if name == "teacher" else 0.2 + right / 1000,
+        },
+        "omitted": None,
+    }
+
+
+def result(
+    classes: list[str], *, seed: int = 0, arms: tuple[str, ...] = ("teacher", *NO_TEACHER), **of_arms: Any
+) -> dict[str, Any]:
+    rights = {"teacher": 9, "baseline": 7, "student": 8}
+    return {
+        "schema": 1,
+        "experiment": "fake_kd",
+        "seed": seed,
+        "status": "done",
+        "config_hash": "0123abcd",
+        "git": None,
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "device": "cpu (2 threads)",
+        "wall_s": 99.5,
+        "data": {"name": "fake", "train": 1200, "val": 200, "test": 10 * len(classes), "classes": classes}
+        | {"omitted": [], "omitted_from": []},
+        "method": {"name": "kd", "temperature": 4.0, "alpha": 0.75, "beta": None}
+        | {"terms": {"ce": {"weight": "beta"}, "kd": {"weight": "alpha"}}},
+        "arms": {name: arm_block(name, len(classes), rights[name], **of_arms) for name in arms},
+        "claim": None,
+    }
+
+
+def fake_run(
+    folder: Path, content: dict[str, Any], *, scalars: tuple[str, ...] = ("val/accuracy", "train/loss")
+) -> Path:
+    """Write a run folder with this result and four epochs of curves."""
+    folder.mkdir(parents=True)
+    seed = content["seed"]
+    for name in NO_TEACHER:  # the teacher is the same for all seeds
+        content["arms"].get(name, {})["store_key"] = f"key-of-{name}-{seed}"
+    (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        f"experiment: {content['experiment']}\nseed: {seed}\ndata:\n  root: /somewhere/{seed}\n  val: 200\n"
+        f"teacher:\n  kind: trained\n  seed: {1000 + seed}\nstore:\n  root: here-{seed}\nmethod:\n"
+        f"  temperature: {content['method']['temperature']}\n",
+        encoding="utf-8",
+    )
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("arm", "epoch", "step", "name", "value"))
+        for name in content["arms"]:
+            writer.writerows((name, e, 10 * e, s, 0.5 + 0.1 * e) for e in range(4) for s in scalars)
+            writer.writerow((name, "", "", "test/accuracy", 0.5))
+    return folder
+
+
+def digits(**options: Any) -> dict[str, Any]:
+    return result([str(i) for i in range(10)], **options)
+
+
+class Page(HTMLParser):
+    """The tables of a page: row title -> cells, each its text and the number that it carries."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[list[tuple[str, float | None]]] = []
+        self.text, self.value, self.in_cell = "", None, False
+        self.source = path.read_text(encoding="utf-8")
+        self.all_text: list[str] = []
+        self.feed(self.source)
+
+    def row(self, title: str) -> list[tuple[str, float | None]]:
+        return next(row[1:] for row in self.rows if row[0][0] == title)
+
+    def numbers(self, title: str) -> list[float | None]:
+        return [value for _, value in self.row(title)]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.all_text).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.text, self.value, self.in_cell = "", None, True
+        elif tag == "data":
+            self.value = float(dict(attrs)["value"] or "nan")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.rows[-1].append((self.text, self.value))
+            self.in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.all_text.append(data)
+        if self.in_cell:
+            self.text += data
+
+
+def page_of(folder: Path) -> Page:
+    write_page([folder], folder / "report.html")
+    return Page(folder / "report.html")
+
+
+def test_page_shows_the_numbers_of_result_json(tmp_path: Path) -> None:
+    page = page_of(fake_run(tmp_path / "run", digits()))
+    arms = json.loads((tmp_path / "run" / "result.json").read_text())["arms"].values()
+    tests = [arm["test"] for arm in arms]
+    for title, expected in {
+        "parameters": [arm["params"] for arm in arms],
+        "MACs per image": [arm["macs"] for arm in arms],
+        "test accuracy": [test["accuracy"] for test in tests],
+        "test errors": [test["errors"] for test in tests],
+        "NLL": [test["nll"] for test in tests],
+        "ECE": [test["ece"] for test in tests],
+        "agreement with teacher": [test["agreement_with_teacher"] for test in tests],
+        "KL to teacher": [test["kl_to_teacher"] for test in tests],
+        "validation accuracy": [arm["val"]["accuracy"] for arm in arms],
+        "training seconds": [arm["train_s"] for arm in arms],
+        "images/s": [arm["images_per_s"] for arm in arms],
+    }.items():
+        assert page.numbers(title) == expected, title
+    assert [text for text, _ in page.row("test accuracy")] == ["90.00%", "70.00%", "80.00%"]
+    assert [text for text, _ in page.row("kept epoch")] == ["3 of 4"] * 3
+    assert page.numbers("0")[:3] == [0.9, 0.7, 0.8]
+    assert "Distillation changed test accuracy by +10.00 points" in page.words
+    assert "one seed is no verdict" in page.words
+    for phrase in ("seed 0", "T = 4", "alpha = 0.75", "0.25 ce + 0.75 kd", "0123abcd", "2.15.0", "temperature: 4.0"):
+        assert phrase in page.words
+
+
+def test_page_is_self_contained_and_the_same_each_time(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    first = page_of(folder).source
+    assert "http" not in re.sub(r"http-equiv", "", first)
+    assert not LOADS.search(first)
+    assert page_of(folder).source == first
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.yaml",
+        "figures",
+        "metrics.csv",
+        "report.html",
+        "result.json",
+    ]
+
+
+def test_figures_are_well_formed_and_the_page_has_the_same(tmp_path: Path) -> None:
+    page = page_of(fake_run(tmp_path / "run", digits()))
+    figures = sorted((tmp_path / "run" / "figures").iterdir())
+    names = [
+        "confusion_baseline",
+        "confusion_student",
+        "confusion_teacher",
+        "curves_accuracy",
+        "curves_loss",
+        "per_class",
+    ]
+    assert [path.name for path in figures] == [f"{name}.svg" for name in names]
+    for path in figures:
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        drawing = path.read_text(encoding="utf-8").partition('class="sheet"></rect>')[2].removesuffix("</svg>\n")
+        assert drawing and drawing in page.source
+
+
+def test_figures_mark_the_kept_epoch_and_say_values(tmp_path: Path) -> None:
+    page_of(fake_run(tmp_path / "run", digits()))
+    root = ElementTree.parse(tmp_path / "run" / "figures" / "curves_accuracy.svg").getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len([e for e in root.iter(f"{svg}circle") if "kept" in e.attrib["class"]]) == 3
+    titles = [e.text for e in root.iter(f"{svg}title")]
+    assert titles[2] == "epoch 3\nteacher  70.00%\nbaseline  70.00%\nstudent  70.00%"
+
+
+def test_user_text_is_escaped(tmp_path: Path) -> None:
+    content = result([ATTACK, 'a"b', "x\0\x1b&y\ud800"])
+    content["experiment"] = ATTACK
+    content["arms"]["student"]["model"] = ATTACK
+    content["claim"] = {
+        "source": ATTACK,
+        "statement": ATTACK,
+        "published": {"student": {ATTACK: ATTACK}},
+        "measured": {},
+    }
+    folder = fake_run(tmp_path / "run", content)
+    with (folder / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"note: {ATTACK}\n")
+    page = page_of(folder)
+    assert "<script" not in page.source
+    assert page.words.count("alert(1)") > 8
+    for path in (folder / "figures").iterdir():
+        assert "script>" not in [e.tag for e in ElementTree.parse(path).iter()]
+    write_page([folder, fake_run(tmp_path / ATTACK.replace("/", "_"), digits())], tmp_path / "both.html")
+    assert "<script" not in (tmp_path / "both.html").read_text(encoding="utf-8")
+
+
+def test_several_runs_stand_in_the_given_order(tmp_path: Path) -> None:
+    folders = [fake_run(tmp_path / f"seed={seed}", digits(seed=seed)) for seed in (3, 1)]
+    write_page(folders, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    titles = [row[0][0] for row in page.rows]
+    assert titles.index("seed=3") < titles.index("seed=1")
+    assert [text for text, _ in page.row("seed=3")[:5]] == ["fake_kd", "kd", "4", "0.75", "3"]
+    numbers = page.numbers("seed=3")[5:]
+    assert numbers == pytest.approx([0.9, 0.7, 0.8, 0.1, 0.79, 0.77, 0.78])
+    assert page.words.count("Resolved configuration") == 2
+    assert not (tmp_path / "figures").exists()
+
+
+def test_seeds_are_pooled_without_a_verdict(tmp_path: Path) -> None:
+    folders = [fake_run(tmp_path / f"seed={seed}", digits(seed=seed)) for seed in (0, 1)]
+    better = json.loads((folders[1] / "result.json").read_text())
+    better["arms"]["student"]["test"]["accuracy"] = 0.82
+    (folders[1] / "result.json").write_text(json.dumps(better))
+    hot = digits(seed=2)
+    hot["method"]["temperature"] = 20.0
+    folders.append(fake_run(tmp_path / "hot", hot))
+    write_page(folders, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    row = page.row("fake_kd")
+    assert [text for text, _ in row[:5]] == ["kd", "4", "0.75", "2", "0, 1"]
+    assert row[-4][0] == "90.00% (one network)"
+    assert row[-2][0] == "81.00 ± 1.41"
+    assert row[-1][0] == "+11.00 ± 1.41"
+    assert not re.search(r"supported|refuted|significan|inconclusive|better|proves", page.words, re.IGNORECASE)
+    assert len(pools([read_run(folder) for folder in [*folders, folders[0]]])) == 1
+
+
+def test_recipe_text_leaves_out_seeds_and_places_only() -> None:
+    text = "seed: 1\ndata:\n  root: a\n  omit:\n  - 3\nlogger:\n  tags:\n  - x\nteacher:\n  seed: 5\n  kind: ema\n"
+    assert recipe_text(text) == "data:\n  omit:\n  - 3\nteacher:\n  kind: ema"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_run_without_a_teacher(tmp_path: Path, several: bool) -> None:
+    folder = fake_run(tmp_path / "virtual", digits(arms=NO_TEACHER))
+    folders = [folder, fake_run(tmp_path / "other", digits())] if several else [folder]
+    write_page(folders, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    if several:
+        assert page.numbers("virtual")[5:] == pytest.approx([None, 0.7, 0.8, 0.1, None, 0.77, 0.78])
+    else:
+        assert page.numbers("test accuracy") == [0.7, 0.8]
+
+
+def test_run_without_a_baseline_states_accuracies(tmp_path: Path) -> None:
+    page = page_of(fake_run(tmp_path / "run", digits(arms=("teacher", "student"))))
+    assert "Test accuracy: teacher 90.00%, student 80.00%; one seed is no verdict." in page.words
+
+
+def test_run_without_validation_has_no_accuracy_curve(tmp_path: Path) -> None:
+    page = page_of(fake_run(tmp_path / "run", digits(val=False), scalars=("train/loss",)))
+    assert [text for text, _ in page.row("validation accuracy")] == ["-"] * 3
+    assert "No validation accuracy was logged" in page.words
+    assert not (tmp_path / "run" / "figures" / "curves_accuracy.svg").exists()
+    assert (tmp_path / "run" / "figures" / "curves_loss.svg").exists()
+
+
+def test_network_trained_elsewhere_has_dashes(tmp_path: Path) -> None:
+    content = digits()
+    content["arms"]["teacher"] |= {"epochs": None, "selected_epoch": None, "train_s": None, "images_per_s": None}
+    page = page_of(fake_run(tmp_path / "run", content))
+    for title in ("kept epoch", "training seconds", "images/s"):
+        assert page.row(title)[0] == ("-", None)
+
+
+def test_class_without_test_images(tmp_path: Path) -> None:
+    page = page_of(fake_run(tmp_path / "run", digits(empty=4)))
+    assert [text for text, _ in page.row("4")] == ["-", "-", "-", "-", "0"]
+    assert "no test images" in (tmp_path / "run" / "figures" / "per_class.svg").read_text()
+
+
+def test_omitted_classes_and_their_corrections(tmp_path: Path) -> None:
+    content = digits()
+    content["data"] |= {"omitted": [3], "omitted_from": ["baseline", "student"]}
+    entry = {"class": 3, "accuracy_before": 0.1, "accuracy_after": 0.9, "overall_after": 0.85, "bias": 3.5}
+    content["arms"]["student"]["omitted"] = [{**entry, "rule": "fixed"}, {**entry, "rule": "oracle"}]
+    content["arms"]["baseline"]["omitted"] = {**entry, "rule": "prior"}
+    page = page_of(fake_run(tmp_path / "run", content))
+    assert "Class 3 was left out of the training of baseline and student" in page.words
+    assert page.row("3 (omitted)")
+    assert page.numbers("student, 3") == [None, 3.5, 0.1, 0.9, 0.8, 0.85]
+    rules = [row[1][0] for row in page.rows if row[0][0] in ("student, 3", "baseline, 3")]
+    assert rules == ["prior", "fixed", "oracle (tuned on the test set)"]
+
+
+def test_claim_stands_beside_the_measured_numbers(tmp_path: Path) -> None:
+    content = digits()
+    content["claim"] = {
+        "source": "A paper",
+        "statement": "74 errors",
+        "published": {"teacher": {"accuracy": 0.95}, "student": {"errors": 74, "accuracy": 0.85, "speed": "fast"}},
+        "measured": {"teacher": {"accuracy": 0.9}, "student": {"errors": 20, "accuracy": 0.8, "speed": None}},
+    }
+    page = page_of(fake_run(tmp_path / "run", content))
+    assert "74 errors" in page.words and "A paper" in page.words
+    assert page.numbers("student, errors") == [74, 20, -54]
+    assert page.row("teacher, accuracy")[2][0] == "-5.00"
+    assert [text for text, _ in page.row("student, speed")] == ["fast", "-", "-"]
+    assert [text for text, _ in page.row("published")] == ["95.00%", "-", "74 errors; 85.00%; fast speed"]
+
+
+def test_many_classes_are_listed(tmp_path: Path) -> None:
+    page = page_of(fake_run(tmp_path / "run", result([f"class {i}" for i in range(100)])))
+    assert page.row("class 0 → class 1") == [("1", None), ("10.00%", 0.1)]
+    assert "All 100 classes" in page.words
+    assert not list((tmp_path / "run" / "figures").glob("confusion_*"))
+    assert top_confusions([[5, 2, 3], [0, 9, 0], [2, 0, 6]], limit=2) == [(3, 0.3, 0, 2), (2, 0.25, 2, 0)]
+
+
+def test_several_generations_have_curves(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    with (folder / "metrics.csv").open("a", encoding="utf-8") as file:
+        file.write("teacher-2,0,9,val/accuracy,0.4\nteacher-2,0,9,train/loss,nan\n")
+    page_of(folder)
+    assert "teacher-2" in (folder / "figures" / "curves_accuracy.svg").read_text()
+    assert "teacher-2" not in (folder / "figures" / "curves_loss.svg").read_text()
+
+
+def test_folder_without_curves_or_configuration(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    (folder / "metrics.csv").unlink()
+    (folder / "config.yaml").unlink()
+    page = page_of(folder)
+    assert "There is no metrics.csv" in page.words
+    assert "Resolved configuration" not in page.words
+    assert pools([read_run(folder)] * 2) == []
+
+
+def test_axes_end_on_round_values() -> None:
+    axis = value_axis(0.353, 0.9, 100, 0, fraction=True)
+    assert tick_texts(axis, percent=True) == ["20%", "40%", "60%", "80%", "100%"]
+    assert tick_texts(value_axis(0.985, 0.9873, 0, 1, fraction=True), percent=True)[0] == "98.50%"
+    assert value_axis(1.0, 1.0, 0, 1, fraction=True).high == 1
+    assert tick_texts(value_axis(0.004, 17, 0, 1, fraction=False), percent=False) == ["0.01", "0.1", "1", "10"]
+    assert value_axis(-1, 1, 0, 10, fraction=False)(0) == 5
+
+
+def test_command_writes_into_the_folder_and_finds_runs_below(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("temperature=10", "temperature=2"):
+        fake_run(tmp_path / "sweep" / name, digits())
+    assert main([str(tmp_path / "sweep")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'sweep' / 'report.html'}\n"
+    found = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "temperature=2"])
+    assert [path.name for path in found] == ["temperature=2", "temperature=10"]
+    assert run_names([read_run(path) for path in found]) == ["temperature=2", "temperature=10"]
+
+
+def test_command_writes_here_for_several_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(fake_run(tmp_path / name, digits())) for name in ("a", "b")]
+    monkeypatch.chdir(tmp_path)
+    assert main(folders) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    assert main([*folders, "--out", "deep/page.html"]) == 0
+    assert (tmp_path / "deep" / "page.html").read_text() == (tmp_path / "report.html").read_text()
+
+
+def test_command_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = digits() | {"status": "running"}
+    fake_run(tmp_path / "run", unfinished)
+    for folder in (tmp_path / "run", tmp_path / "nowhere"):
+        assert main([str(folder)]) == 2
+        assert str(folder) in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no finished run"):
+        write_page([tmp_path / "run"], tmp_path / "report.html")
+    with pytest.raises(ConfigError, match="at least one"):
+        write_page([], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("damage", ["half", "list", "key", "type", "schema", "square", "claim", "omitted", "binary"])
+def test_command_names_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    path, content = folder / "result.json", digits()
+    if damage == "key":
+        del content["arms"]["student"]["test"]["nll"]
+    elif damage == "type":
+        content["arms"]["student"]["test"]["accuracy"] = "high"
+    elif damage == "schema":
+        content["schema"] = 2
+    elif damage == "square":
+        content["arms"]["student"]["test"]["confusion"].pop()
+    elif damage == "claim":
+        content["claim"] = {"source": "x", "statement": "y", "published": {"student": 0.9}}
+    elif damage == "omitted":
+        content["arms"]["student"]["omitted"] = [{"rule": "fixed"}]
+    text = "[]" if damage == "list" else json.dumps(content)
+    path.write_bytes(b"\xff\xfe" if damage == "binary" else text[: 200 if damage == "half" else None].encode())
+    assert main([str(tmp_path)]) == 4
+    assert str(path) in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "arm,epoch\n", "a,0,0,val/accuracy\n", "a,0,0,n,high\n", "a,x,0,n,1\n", "a,0,0,n,1,2\n", "\xff"]
+)
+def test_command_names_damaged_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    path = folder / "metrics.csv"
+    whole = path.read_text()
+    path.write_bytes((whole + text if text and not text.startswith("arm") else text).encode("latin-1"))
+    assert main([str(folder)]) == 4
+    assert str(path) in capsys.readouterr().err
+    with pytest.raises(StoreError):
+        read_run(folder)
+
+
+def test_command_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    assert main([str(folder), "--out", str(folder / "result.json" / "page.html")]) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_command_needs_no_torch_and_no_time(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", digits())
+    code = (
+        "import sys; from kd.report.__main__ import main; status = main(sys.argv[1:]);"
+        "heavy = sorted({'torch', 'lightning', 'hydra', 'omegaconf', 'numpy', 'rich'} & set(sys.modules));"
+        "sys.exit(heavy or status)"
+    )
+    before = os.times().children_user
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, timeout=60)
+    assert os.times().children_user - before < 2
+    assert (folder / "report.html").is_file()
+
+
+def test_module_is_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kd.report", str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr and str(tmp_path) in done.stderr
