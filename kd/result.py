@@ -15,6 +15,7 @@ import kd
 from kd.curves import read_metrics, write_metrics
 from kd.data import DistillationData
 from kd.folder import RESULT
+from kd.losses.objective import build_objective
 from kd.nets.cost import macs, parameters
 from kd.recipe import Plan
 from kd.schema import ClaimConfig, RunConfig
@@ -72,7 +73,6 @@ def assemble(
     wall_s: float,
 ) -> dict[str, Any]:
     """Everything that result.json holds (its schema is in the README)."""
-    method = config.method
     return {
         "schema": SCHEMA,
         "experiment": config.experiment,
@@ -90,7 +90,7 @@ def assemble(
             "omitted": data.omit,
             "omitted_from": data.omit_from if data.omit else [],
         },
-        "method": {key: value for key, value in asdict(method).items() if key != "taps" or value},
+        "method": {**asdict(config.method), "objective": build_objective(vars(config.method)).describe()},
         "arms": arms,
         "claim": _claim(config.claim, arms),
     }

@@ -61,7 +61,7 @@ def _several(runs: list[Run]) -> str:
 
 
 def _header(run: Run) -> Html:
-    minimised = words.objective(run.method)
+    minimised = run.method.get("objective")
     said = [tag("span", phrase) for phrase in words.settings(run)]
     if minimised:
         said.append(tag("span", "student minimises ", tag("code", minimised)))

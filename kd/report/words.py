@@ -6,14 +6,6 @@ from kd.report.markup import measured
 from kd.report.read import Run
 
 
-def objective(method: dict[str, Any]) -> str:
-    """The weighted terms that the student minimises, `0.10 ce + 0.90 kd`; empty without terms."""
-    terms = method.get("terms")
-    if not isinstance(terms, dict):
-        return ""
-    return " + ".join(_term(name, node, method) for name, node in terms.items())
-
-
 def settings(run: Run) -> list[str]:
     """Seed and method in short phrases."""
     shared = {"T": "temperature", "alpha": "alpha", "beta": "beta"}
@@ -59,15 +51,6 @@ def metric_value(metric: str, value: Any) -> object:
 
 def is_share(metric: str) -> bool:
     return "accuracy" in metric or "agreement" in metric
-
-
-def _term(name: str, node: Any, method: dict[str, Any]) -> str:
-    weight = node.get("weight") if isinstance(node, dict) else None
-    if isinstance(weight, str):
-        alpha = method.get("alpha")
-        rest = 1 - alpha if weight == "beta" and alpha is not None else None
-        weight = method.get(weight) if method.get(weight) is not None else rest
-    return name if weight is None else f"{weight:.4g} {name}"
 
 
 def _and(words: list[str]) -> str:
