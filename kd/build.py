@@ -34,7 +34,10 @@ def data(config: RunConfig) -> DistillationData:
 def network(model: Node, data: DistillationData, role: str = "student") -> nn.Module:
     """Build a network for a dataset's images and classes."""
     given = {"num_classes": data.num_classes, "image_shape": data.image_shape}
-    built = _instantiate(role, model, given)
+    try:
+        built = _instantiate(role, model, given)
+    except ConfigError as error:
+        raise ConfigError(f"The {role}'s network cannot be built for {data.name}: {error}") from error
     if not isinstance(built, nn.Module):
         raise ConfigError(f"`{role}._target_` must build a torch.nn.Module, but {model.get('_target_')} does not.")
     return built

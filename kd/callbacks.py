@@ -151,6 +151,7 @@ class ShowProgress(Callback):
                 f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
                 f"  loss {means['train']['loss']:.4f}{validation}  {self.speed.images_per_s():,.0f} images/s",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
 

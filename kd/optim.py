@@ -52,8 +52,12 @@ def multistep(
 
 
 def one_cycle(optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.3) -> LRScheduler:
-    """Up to the optimiser's learning rate during the share `warmup` of the training, and down to nearly zero."""
-    number("optim.schedule.warmup", warmup, low=0, high=1)
+    """Up to the optimiser's learning rate during the share `warmup` of the training, and down to nearly zero.
+
+    Raises `ConfigError` unless warmup is in [0, 1).
+    """
+    if number("optim.schedule.warmup", warmup, low=0, high=1) == 1:
+        raise ConfigError(f"Expected `optim.schedule.warmup` to leave a share of the training, but got {warmup}.")
     peaks = [group["lr"] for group in optimizer.param_groups]
     total = steps_per_epoch * epochs
     share = 0.0 if warmup * total == 1 else warmup  # torch divides by the steps after the first one that go up

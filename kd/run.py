@@ -43,7 +43,7 @@ def run(raw: DictConfig) -> None:
     folders.prepare(folder, config)
     tracking = Tracking(config, folder)
     for line in (f"{config.experiment}  {folder}", f"student minimises  {objective.describe()}", tracking.hint):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start)
     try:
@@ -58,7 +58,7 @@ def run(raw: DictConfig) -> None:
     report.write_page([folder], folder / "report.html")
     show(content, console)
     if tracking.hint:
-        console.print(tracking.hint, highlight=False, soft_wrap=True)
+        console.print(tracking.hint, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

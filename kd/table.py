@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 #: what each row shows of an arm's block
@@ -30,7 +31,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name in arms:
         table.add_column(name, justify="right", overflow="fold")
     for title, text in ROWS.items():
-        table.add_row(title, *(text(block) for block in arms.values()))
+        table.add_row(title, *(escape(text(block)) for block in arms.values()))
     if claim:
         published = [_published(claim["published"].get(name, {})) for name in arms]
         table.add_row("published", *published, style="bold")
@@ -41,10 +42,12 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"Distillation changed test accuracy by {100 * (student - baseline):+.2f} points "
             f"({result['data']['test']:,} test images). One seed is no verdict.",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     if claim:
-        console.print(f"Published: {claim['statement']} ({claim['source']}).", highlight=False, soft_wrap=True)
+        published_words = f"Published: {claim['statement']} ({claim['source']})."
+        console.print(published_words, highlight=False, markup=False, soft_wrap=True)
 
 
 def _published(metrics: dict[str, float]) -> str:

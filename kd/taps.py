@@ -59,8 +59,8 @@ class Tapped(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
-        if any(isinstance(graph.output_node().args[0], Output) for graph, _ in traced.values()):
-            return
+        if any(getattr(graph.output_node().args[0], "target", None) is Output for graph, _ in traced.values()):
+            return  # it makes an `Output` itself
         self._require([name for name in traced[False][1] if name in traced[True][1]])
         self._forwards = {training: _forward(self.network, *found, self.names) for training, found in traced.items()}
 

@@ -162,4 +162,4 @@ class Trainings:
         return best, speed, time.perf_counter() - started, curves.path
 
     def _say(self, recipe: Recipe, text: str) -> None:
-        self.console.print(f"[bold]{recipe.label}[/bold]  {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"{recipe.label}  {text}", highlight=False, markup=False, soft_wrap=True)

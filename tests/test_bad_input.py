@@ -86,7 +86,7 @@ def test_a_damaged_dataset_file(refuse, tmp_path, real_data):
     labels.write_bytes(content)
     message = refuse(3, "data=mnist", f"data.root={tmp_path}", "data.train_limit=null")
     assert "t10k-labels-idx1-ubyte is damaged" in message
-    assert "27ae3e4e09519cfbb04c629615203637" in message
+    assert "27ae3e4e09519cfbb04c329615203637" in message
 
 
 def network(**options) -> MLP:
@@ -121,8 +121,8 @@ def test_a_teacher_file_for_another_number_of_classes(refuse, tmp_path):
     path = tmp_path / "teacher.safetensors"
     save_file(MLP(hidden=[16], num_classes=7, image_shape=(1, 8, 8)).state_dict(), path)
     message = refuse(4, *CHECKPOINT, f"teacher.path={path}")
-    assert "(7, 16)" in message
-    assert "(10, 16)" in message
+    assert "(7,)" in message
+    assert "(10,)" in message
     assert "number of classes" in message
 
 
@@ -142,7 +142,7 @@ class Evil:
 
 def test_a_teacher_file_that_would_execute_code(refuse, tmp_path):
     with (tmp_path / "evil.pt").open("wb") as file:
-        pickle.dump({"state_dict": Evil()}, file)
+        pickle.dump({"state_dict": Evil()}, file, protocol=2)
     torch.save({"state_dict": network().state_dict(), "extra": Evil()}, tmp_path / "evil_zip.pt")
     for name in ("evil.pt", "evil_zip.pt"):
         assert "could execute code" in refuse(4, *CHECKPOINT, f"teacher.path={name}")

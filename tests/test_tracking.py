@@ -66,6 +66,12 @@ def test_without_a_key_there_is_a_hint_and_no_log(tmp_path, monkeypatch, capsys)
     assert not list((tmp_path / "outputs").rglob("wandb"))
 
 
+def test_the_hint_reaches_the_user_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "mode", lambda _: ("off", "W&B: pip install kd[wandb]"))
+    done = Command(tmp_path, monkeypatch, capsys)("trainer.max_epochs=1", "data.train_limit=64")
+    assert "pip install kd[wandb]" in done.out
+
+
 def test_an_unreachable_server_is_found_within_seconds(monkeypatch):
     listener = socket.socket()  # bound but not listening: connections are refused
     listener.bind(("127.0.0.1", 0))

@@ -1,0 +1,31 @@
+"""What all tests share: a cache folder of their own, a fixed start of the random numbers, and the real datasets."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """No test reads or writes the user's own cache. One folder for the session: real datasets are checked once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with MNIST and CIFAR-10; skips where there is none."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = os.environ.get("KD_DATA_DIR") or (beside if beside.is_dir() else "")
+    if not folder:
+        pytest.skip("set KD_DATA_DIR to a folder with MNIST and CIFAR-10")
+    return Path(folder)
