@@ -172,6 +172,14 @@ def test_every_method_runs(command, method):
     assert 0 < student["test"]["nll"] < 100
 
 
+@pytest.mark.parametrize(
+    ("method", "temperature", "alpha"), [("kd", 4, 0.5), ("tf_virtual", 20, 0.1), ("hard", None, None)]
+)
+def test_an_experiment_sets_temperature_and_alpha_of_its_own_method_only(command, method, temperature, alpha):
+    found = result(command.quick(f"method={method}", "trainer.max_epochs=1"))["method"]
+    assert (found["temperature"], found["alpha"]) == (temperature, alpha)
+
+
 @pytest.mark.parametrize("experiment", stems("experiment"))
 def test_every_experiment_runs(command, experiment, request):
     data = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())["defaults"][0]["override /data"]
