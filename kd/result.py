@@ -115,7 +115,8 @@ def _claim(claim: ClaimConfig | None, arms: dict[str, Any]) -> dict[str, Any] | 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
 
 
 def _git_commit() -> str | None:

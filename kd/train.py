@@ -116,6 +116,9 @@ class Trainings:
         if isinstance(teacher, Ema):
             self.store.put(recipe.key + EMA_SUFFIX, teacher.network(), {**meta, "val": None})
         entry = self.store.put(recipe.key, student.network, meta, curves)
+        chosen = best.validation()
+        told = f", validation accuracy {chosen['accuracy']:.2%} (epoch {meta['selected_epoch']})" if chosen else ""
+        self._say(recipe, f"done in {train_s:,.1f} s{told}")
         curves.unlink()
         checkpoint = curves.with_suffix(".ckpt")
         if recipe.view.arm == "student":
