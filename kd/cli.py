@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.check import nearest
-from kd.errors import UserError
+from kd.errors import ConfigError, UserError
 from kd.schema import RunConfig, unknown_key
 
 INTERRUPTED, PREEMPTED = 130, 143
@@ -47,6 +47,7 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
 
     def guarded(config: DictConfig) -> None:
         with _messages(given):  # inside Hydra's job too, which announces every exception that leaves it
+            _refuse_ignored(config, given)
             task(config)
 
     with _messages(given):
@@ -102,6 +103,15 @@ def _is_override(argument: str) -> bool:
 
 def _quote_debug(argument: str) -> str:
     return re.sub(r"^debug=(true|false)$", lambda found: f"debug='{found[1].lower()}'", argument, flags=re.IGNORECASE)
+
+
+def _refuse_ignored(config: DictConfig, given: list[str]) -> None:
+    """A network chosen for a teacher that has none of its own must not go unnoticed."""
+    chosen = next(
+        (argument for argument in given if argument.startswith(("model@teacher.model=", "teacher.model."))), None
+    )
+    if chosen and config.teacher.kind in ("self", "ema", "virtual", "none"):
+        raise ConfigError(f"{chosen} has no effect: teacher={config.teacher.kind} has no network of its own to choose.")
 
 
 def message(error: Exception, given: list[str]) -> str:

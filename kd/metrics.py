@@ -23,15 +23,14 @@ def test_metrics(logits: Tensor, target: Tensor, teacher_logits: Tensor | None =
     predicted = logits.argmax(1)
     errors = int((predicted != target).sum())
     confusion = multiclass_confusion_matrix(predicted, target, num_classes=classes)
-    images = confusion.sum(1)
-    hits = confusion.diagonal()
+    images, hits = confusion.sum(1).tolist(), confusion.diagonal().tolist()
     found: dict[str, Any] = {
-        "accuracy": 1 - errors / len(target),
+        "accuracy": (len(target) - errors) / len(target),
         "errors": errors,
         "n": len(target),
         "nll": F.cross_entropy(logits, target).item(),
         "ece": _calibration_error(logits.softmax(1), target),
-        "per_class_accuracy": [(hits[c] / images[c]).item() if images[c] else None for c in range(classes)],
+        "per_class_accuracy": [hits[c] / images[c] if images[c] else None for c in range(classes)],
         "confusion": confusion.tolist(),
         "agreement_with_teacher": None,
         "kl_to_teacher": None,

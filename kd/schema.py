@@ -160,6 +160,11 @@ def _check_common(config: RunConfig) -> None:
     number("baseline.label_smoothing", config.baseline.label_smoothing, low=0, high=1)
     if trainer.gradient_clip_val is not None:
         number("trainer.gradient_clip_val", trainer.gradient_clip_val, above=0)
+    if trainer.precision == "16-mixed" and trainer.gradient_clip_val and config.optim.optimizer.get("fused"):
+        raise ConfigError(
+            "trainer.gradient_clip_val with trainer.precision=16-mixed needs optim.optimizer.fused=false: a fused "
+            "optimiser unscales the gradients only after they would have been clipped."
+        )
     devices = trainer.devices
     if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
         raise ConfigError(
@@ -194,6 +199,11 @@ def _check_teacher(teacher: TeacherConfig) -> None:
     if teacher.path is not None and not isinstance(teacher.path, list if kind == "ensemble" else str):
         expected = "a list of files" if kind == "ensemble" else "the name of one file"
         raise ConfigError(f"Expected `teacher.path` to be {expected}, but got {teacher.path!r}.")
+    if teacher.optim is not None and {"optimizer", "schedule"} - set(teacher.optim):
+        raise ConfigError(
+            "`teacher.optim` needs an `optimizer` and a `schedule`, as `optim` has them; add a whole one with "
+            "+optim@teacher.optim=sgd and then change it, e.g. teacher.optim.optimizer.lr=0.1."
+        )
     integer("teacher.seed", teacher.seed, high=2**32 - 1)
     number("teacher.label_smoothing", teacher.label_smoothing, low=0, high=1)
     if choice("teacher.cache", teacher.cache, ("auto", "off", "only")) == "only":

@@ -17,6 +17,7 @@ from kd.callbacks import KeepBest, SaveEpoch, ShowProgress, Speed
 from kd.curves import TidyCsv
 from kd.data import DistillationData
 from kd.distiller import Distiller
+from kd.errors import StoreError
 from kd.recipe import Node, Plan, Recipe, TeacherPlan
 from kd.schema import TrainerConfig
 from kd.store import Entry, Store
@@ -132,7 +133,7 @@ class Trainings:
         checkpoint = self.folder / f"{recipe.key}.ckpt"
         curves = TidyCsv(self.folder / f"{recipe.key}.csv", recipe.label)
         self.folder.mkdir(parents=True, exist_ok=True)
-        resumed = torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint.is_file() else 0
+        resumed = _epochs_done(checkpoint)
         if resumed:
             self._say(recipe, f"continuing after epoch {resumed} of {recipe.epochs}")
         curves.resume(resumed)
@@ -166,3 +167,13 @@ class Trainings:
 
     def _say(self, recipe: Recipe, text: str) -> None:
         self.console.print(f"{recipe.label}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    """How many whole epochs a checkpoint holds; 0 if there is none. Raises `StoreError` if it cannot be read."""
+    if not checkpoint.is_file():
+        return 0
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
+    except Exception as error:  # a damaged file fails in as many ways as it can be damaged
+        raise StoreError(f"{checkpoint} is damaged ({str(error).splitlines()[0]}). Delete it to start anew.") from error

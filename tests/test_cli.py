@@ -29,6 +29,8 @@ CHEAP = [
     (["trainer.devices=2"], 2, ["`trainer.devices`", "one device"]),
     (["trainer.precision=8"], 2, ["trainer.precision", "bf16-mixed"]),
     (["logger.kind=tensorbord"], 2, ["logger", "wandb"]),
+    (["teacher=self", "model@teacher.model=mlp"], 2, ["model@teacher.model=mlp has no effect"]),
+    (["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], 2, ["optim.optimizer.fused=false"]),
     (["nonsense"], 2, ["'nonsense'", "key=value"]),
 ]
 
