@@ -34,7 +34,8 @@ class KeepBest(Callback):
                 "teacher": _copy(module.teacher.state_dict()),
             }
 
-    def on_train_end(self, trainer: L.Trainer, module: Distiller) -> None:  # type: ignore[override]
+    def restore(self, module: Distiller) -> None:
+        """Put the kept weights back. No hook: a training resumed after its last epoch never gets to `on_train_end`."""
         if self.weights:
             module.student.load_state_dict(self.weights["student"])
             module.teacher.load_state_dict(self.weights["teacher"])
@@ -68,12 +69,24 @@ class SaveEpoch(Checkpoint):
 
 
 class Speed(Callback):
-    """Measures seconds and images per second of training alone, without validation and logging."""
+    """Measures the images per second of training alone, without validation and logging, and the seconds of it all.
+
+    Both count on where a training that was cut off is continued.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
         self._started = 0.0
+        self._before_s = 0.0
+        self._fit_started = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._fit_started = time.perf_counter()
+
+    def elapsed_s(self) -> float:
+        """Seconds from the start of the training, validation included, pauses not."""
+        return self._before_s + time.perf_counter() - self._fit_started
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -96,10 +109,11 @@ class Speed(Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "images": self.images}
+        return {"seconds": self.seconds, "images": self.images, "elapsed_s": self.elapsed_s()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self._before_s = state_dict["elapsed_s"]
 
 
 class ShowProgress(Callback):

@@ -121,7 +121,9 @@ def _device_name(device: torch.device) -> str:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that the code runs from, marked if it has changes; None outside of one."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():  # installed, perhaps inside somebody else's repository
+        return None
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
         found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5)

@@ -1,6 +1,5 @@
 """Find a network in the store, or train it with Lightning and put it there."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +100,8 @@ class Trainings:
             seed=recipe.seed, compiled=self.settings.compile,
         )  # fmt: skip
         self._say(recipe, f"training {recipe.epochs} epochs: {objective.describe()}")
-        best, speed, train_s, curves = self._fit(recipe, module)
+        best, speed, curves = self._fit(recipe, module)
+        best.restore(module)
         meta = {
             "recipe": recipe.content,
             "model": recipe.model,
@@ -109,9 +109,9 @@ class Trainings:
             "mean": data.mean,
             "std": data.std,
             "val": best.validation(),
-            "selected_epoch": (recipe.epochs if best.epoch is None else best.epoch + 1),
+            "selected_epoch": recipe.epochs if best.epoch is None else best.epoch + 1,
             "epochs": recipe.epochs,
-            "train_s": train_s,
+            "train_s": speed.elapsed_s(),
             "images_per_s": speed.images_per_s(),
         }
         if isinstance(teacher, Ema):
@@ -119,7 +119,7 @@ class Trainings:
         entry = self.store.put(recipe.key, student.network, meta, curves)
         chosen = best.validation()
         told = f", validation accuracy {chosen['accuracy']:.2%} (epoch {meta['selected_epoch']})" if chosen else ""
-        self._say(recipe, f"done in {train_s:,.1f} s{told}")
+        self._say(recipe, f"done in {meta['train_s']:,.1f} s{told}")
         curves.unlink()
         checkpoint = curves.with_suffix(".ckpt")
         if recipe.view.arm == "student":
@@ -128,7 +128,7 @@ class Trainings:
             checkpoint.unlink()  # the weights are in the store
         return entry
 
-    def _fit(self, recipe: Recipe, module: Distiller) -> tuple[KeepBest, Speed, float, Path]:
+    def _fit(self, recipe: Recipe, module: Distiller) -> tuple[KeepBest, Speed, Path]:
         """Train, from the last whole epoch if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""
         checkpoint = self.folder / f"{recipe.key}.ckpt"
         curves = TidyCsv(self.folder / f"{recipe.key}.csv", recipe.label)
@@ -156,14 +156,13 @@ class Trainings:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        started = time.perf_counter()
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         except SystemExit as left:
             if left.code == 1:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-        return best, speed, time.perf_counter() - started, curves.path
+        return best, speed, curves.path
 
     def _say(self, recipe: Recipe, text: str) -> None:
         self.console.print(f"{recipe.label}  {text}", highlight=False, markup=False, soft_wrap=True)
