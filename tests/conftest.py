@@ -3,8 +3,12 @@
 import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: threads that share a core with others mostly wait for them
+
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

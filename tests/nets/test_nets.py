@@ -35,6 +35,9 @@ MNIST = (1, 28, 28)
 # (published for 100 classes, less 90 rows of the last layer) or, where neither has one, worked out by hand.
 PARAMETERS = {
     "mlp_1200": 2_395_210,
+    "mlp_1200_dropout": 2_395_210,
+    "mlp_16": 785 * 16 + 17 * 10,
+    "mlp_400": 785 * 400 + 401 * 400 + 401 * 10,
     "mlp_800": 1_276_810,
     "mlp": 89_610,
     "cnn3": 896_522,
