@@ -42,7 +42,7 @@ def run(raw: DictConfig) -> None:
     store = Store(config.store.root)
     folders.prepare(folder, config)
     tracking = Tracking(config, folder)
-    for line in (f"{config.experiment}  {folder}", f"student minimises  {objective.describe()}", tracking.hint):
+    for line in (f"{config.experiment}  {folder}", f"student minimises  {objective.describe()}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start)
@@ -51,14 +51,14 @@ def run(raw: DictConfig) -> None:
             trainings.obtain(recipe)
         arms = evaluate.arms(planned, trainings, device)
         content = result.assemble(config, digest, data, arms, device, time.perf_counter() - started)
+        result.write(folder, content, planned, trainings)
+        report.write_page([folder], folder / "report.html")
         tracking.finish(content)
     finally:
         tracking.close()
-    result.write(folder, content, planned, trainings)
-    report.write_page([folder], folder / "report.html")
     show(content, console)
-    if tracking.hint:
-        console.print(tracking.hint, highlight=False, markup=False, soft_wrap=True)
+    for line in filter(None, (f"page: {folder / 'report.html'}", tracking.hint)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def mode(config: LoggerConfig) -> tuple[str, str]:
         return "off", ""
     if importlib.util.find_spec("wandb") is None:
         if asked:
-            raise ConfigError("logger=wandb needs Weights & Biases: pip install kd[wandb]")
-        return "off", "W&B: pip install kd[wandb] and `wandb login`, and runs are logged there too"
+            raise ConfigError("logger=wandb needs Weights & Biases: pip install wandb")
+        return "off", "W&B: pip install wandb and `wandb login`, and runs are logged there too"
     if not _has_key():
         if asked:
             return "offline", "W&B: no login found, logging offline"
@@ -102,7 +102,8 @@ class Tracking:
         for logger in self.loggers.values():
             logger.experiment.finish()
         if self.mode == "offline" and self.loggers:
-            self.hint = f"W&B: logged offline; upload with: wandb sync {self.folder / 'wandb'}/offline-run-*"
+            reason = self.hint or "W&B: logging offline"
+            self.hint = f"{reason}; upload with: wandb sync {self.folder / 'wandb'}/offline-run-*"
         self.loggers.clear()
 
 

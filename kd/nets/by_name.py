@@ -60,7 +60,7 @@ def timm_model(
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"The network {name!r} needs timm: pip install kd[timm]") from error
+        raise ConfigError(f"The network {name!r} needs timm: pip install timm") from error
     check.integer("num_classes", num_classes, low=1)
     channels, height, width = arguments.shape(image_shape)
     architecture = str(name).partition(".")[0]  # "resnet18.a1_in1k" is resnet18 with the weights tagged a1_in1k
