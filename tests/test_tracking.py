@@ -73,12 +73,12 @@ def test_the_hint_reaches_the_user_whole(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unreachable_server_is_found_within_seconds(monkeypatch):
-    listener = socket.socket()  # bound but not listening: connections are refused
-    listener.bind(("127.0.0.1", 0))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
-    started = time.monotonic()
-    mode, hint = tracking.mode(LoggerConfig(kind="wandb"))
+    with socket.socket() as listener:  # bound but not listening: connections are refused
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        started = time.monotonic()
+        mode, hint = tracking.mode(LoggerConfig(kind="wandb"))
     assert time.monotonic() - started < 2 * tracking.REACH_TIMEOUT_S
     assert mode == "offline"
     assert "127.0.0.1 cannot be reached" in hint
