@@ -86,7 +86,12 @@ def optimizer_and_schedule(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def device(trainer: TrainerConfig) -> torch.device:
-    """The one device of a run. Raises `ConfigError` if this machine does not have it."""
+    """Set the number of CPU threads and return the one device of a run.
+
+    Raises `ConfigError` if this machine does not have the device.
+    """
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
     try:
         return L.Fabric(accelerator=trainer.accelerator, devices=trainer.devices).device
     except Exception as error:  # Lightning raises many types here; all of them mean the same to a user

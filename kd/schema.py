@@ -77,6 +77,7 @@ class TrainerConfig:
     devices: Any = 1
     precision: str = "32-true"
     gradient_clip_val: float | None = None
+    threads: int | None = None
     compile: bool = False
     deterministic: bool = False
 
@@ -155,6 +156,8 @@ def _check_common(config: RunConfig) -> None:
     integer("seed", config.seed, high=2**32 - 1)
     trainer = config.trainer
     integer("trainer.max_epochs", trainer.max_epochs, low=1)
+    if trainer.threads is not None:
+        integer("trainer.threads", trainer.threads, low=1)
     choice("trainer.precision", trainer.precision, PRECISIONS)
     choice("logger", config.logger.kind, LOGGERS)
     number("baseline.label_smoothing", config.baseline.label_smoothing, low=0, high=1)
