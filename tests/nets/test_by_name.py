@@ -67,7 +67,7 @@ def test_torchvision_refuses(name, options, message):
 
 def test_timm_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install kd\[timm\]"):
+    with pytest.raises(ConfigError, match=r"pip install timm"):
         timm_model("resnet18", 10, CIFAR)
 
 
