@@ -154,6 +154,8 @@ def unknown_key(key: str, cfg: DictConfig | None) -> str:
 
 def _check_common(config: RunConfig) -> None:
     integer("seed", config.seed, high=2**32 - 1)
+    if not config.store.root:
+        raise ConfigError("Expected `store.root` to name a folder, but it is empty.")
     trainer = config.trainer
     integer("trainer.max_epochs", trainer.max_epochs, low=1)
     if trainer.threads is not None:

@@ -31,6 +31,7 @@ CHEAP = [
     (["logger.kind=tensorbord"], 2, ["logger", "wandb"]),
     (["teacher=self", "model@teacher.model=mlp"], 2, ["model@teacher.model=mlp has no effect"]),
     (["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], 2, ["optim.optimizer.fused=false"]),
+    (["store.root="], 2, ["store.root", "empty"]),
     (["nonsense"], 2, ["'nonsense'", "key=value"]),
 ]
 
