@@ -5,6 +5,7 @@ import math
 import pickle
 import socket
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,9 +62,9 @@ class ResidentData(ImageData):
         _, channels, height, width = self._splits["train"][0].shape
         self.image_shape = (channels, height, width)
 
+    @abstractmethod
     def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return {"train": (uint8 (N, C, H, W), labels (N,)), "test": ...}."""
-        raise NotImplementedError
 
     def loader(self, sampler: Any, split: str, batch_size: int) -> ResidentLoader:
         if self.trainer is not None:  # the tensors move to the training device once, and stay
@@ -105,9 +106,9 @@ class Published(ResidentData):
         checksums.verify(root, self.files)
         return {split: self.arrays(root, split == "train") for split in ("train", "test")}
 
+    @abstractmethod
     def arrays(self, root: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return uint8 images (N, C, H, W) and labels (N,)."""
-        raise NotImplementedError
 
     def _fetch(self, root: Path) -> None:
         problem = ""
