@@ -1,10 +1,36 @@
 """What every loss does to its arguments before it computes: check the shapes, and leave half precision."""
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
 import torch
 from torch import Tensor
 
 from kd.errors import ConfigError
 from kd.types import Output
+
+P = ParamSpec("P")
+
+
+def outside_autocast(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Make a loss compute in the precision of its tensors: autocast would send its matrix products to half precision.
+
+    The loss still has to lift half-precision arguments itself, with `full_precision`.
+    """
+
+    @functools.wraps(loss)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.autocast(_device_type(args), enabled=False):
+            return loss(*args, **kwargs)
+
+    return exact
+
+
+def _device_type(values: Sequence[Any]) -> str:
+    """Return the type of the first tensor's device, also inside lists."""
+    first = values[0]
+    return first.device.type if isinstance(first, Tensor) else _device_type(first)
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -23,6 +49,40 @@ def matched_logits(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tens
             f"but got student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)}."
         )
     return full_precision(student_logits), full_precision(teacher_logits.detach())
+
+
+def matched_features(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two features of one shape in full precision, the teacher's detached. Raises `ConfigError` if they differ."""
+    if student.shape != teacher.shape:
+        raise ConfigError(
+            "Expected the features of student and teacher to have one shape, "
+            f"but got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}."
+        )
+    return full_precision(student), full_precision(teacher.detach())
+
+
+def matched_batches(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (B, ...) as rows (B, D_s) and (B, D_t) in full precision, the teacher's detached.
+
+    Raises `ConfigError` unless both hold the same number of images.
+    """
+    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
+        raise ConfigError(
+            "Expected features (batch, ...) of as many images from student and teacher, "
+            f"but got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}."
+        )
+    return full_precision(student).flatten(1), full_precision(teacher.detach()).flatten(1)
+
+
+def stages(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the features of each stage in pairs; a single tensor is one stage. Raises `ConfigError` if counts differ."""
+    ours = [student] if isinstance(student, Tensor) else list(student)
+    theirs = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+    if not ours or len(ours) != len(theirs):
+        raise ConfigError(
+            f"Expected as many features of the student as of the teacher, but got {len(ours)} and {len(theirs)}."
+        )
+    return list(zip(ours, theirs, strict=True))
 
 
 def labelled_logits(student_logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

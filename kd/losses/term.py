@@ -1,11 +1,37 @@
-"""A term: one weighted part of the training loss."""
+"""A term: one weighted part of the training loss, and what it may look at when it builds its own parts."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from kd.errors import ConfigError
 from kd.types import Batch, Output
+
+Layers = str | Sequence[str]  # roles that a network's `taps` name ("stages", "embedding"), or names of its layers
+Roles = Mapping[str, str | Sequence[str]]  # a network's layers by role
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a term is built for: both networks, and what they answer to two blank images.
+
+    The outputs tell shapes only. `transfer_set` reads the index (N,) and the label (N,) of every image that the student
+    is trained on, without augmentation or order; `new_peer` builds an untrained network of the teacher's kind.
+    """
+
+    student: Output
+    teacher: Output | None
+    student_network: nn.Module
+    teacher_network: nn.Module | None
+    num_classes: int
+    seed: int = 0
+    student_roles: Roles = field(default_factory=dict)
+    teacher_roles: Roles = field(default_factory=dict)
+    transfer_set: Callable[[], tuple[Tensor, Tensor]] | None = None
+    new_peer: Callable[[], nn.Module] | None = None
 
 
 class Term(nn.Module, ABC):
@@ -17,7 +43,106 @@ class Term(nn.Module, ABC):
 
     symbol: str  #: how the term is written in the printed objective, e.g. "T^2 KL"
     needs_teacher: ClassVar[bool] = True
+    needs_student: ClassVar[bool] = True  #: False for a first stage that trains nothing of the student's
+    student_layers: tuple[str, ...] = ()  #: the intermediate outputs it reads, of the student
+    teacher_layers: tuple[str, ...] = ()  #: and of the teacher
 
     @abstractmethod
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """Return the scalar loss of one batch. `teacher` is None only if `needs_teacher` is False."""
+
+    def resolve(self, student: Roles, teacher: Roles) -> None:
+        """Turn the roles that the term was given into the names of layers. Called before `build`."""
+
+    def build(self, setting: Setting) -> None:
+        """Make what depends on shapes or on the data: regressors, memories. Called once, before the optimiser exists.
+
+        Raises `ConfigError` if the term cannot work in this setting.
+        """
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called at the start of every epoch, counted from 0, also after a resume."""
+
+    def wrap(self, model: dict[str, Any], setting: Setting) -> dict[str, Any] | None:
+        """Return the configuration of the network to train in place of the student's; None: the student's own.
+
+        `model` is the student's configuration with all of its arguments, so that it can be a part of the new one. The
+        term's `build` is given the new network.
+        """
+        return None
+
+    def delivered(self) -> dict[str, nn.Module]:
+        """Networks that are delivered beside the student, by name."""
+        return {}
+
+
+class FeatureTerm(Term):
+    """A term that compares intermediate outputs: each of the student's layers with one of the teacher's.
+
+    `student` and `teacher` hold roles or names of layers. The roles are those of the network's `taps` (in
+    conf/model/*.yaml): `stages`, the feature maps at the end of each stage; `embedding`, the vector that the last
+    linear layer classifies; and others. `middle` and `final` follow from `stages`. Where the two sides list different
+    numbers of layers, the last ones of the longer list are used: stages are matched from the output backwards.
+    """
+
+    dims: ClassVar[tuple[int, ...]] = (2, 4)  #: allowed dimensions: 2 for vectors (B, D), 4 for maps (B, C, H, W)
+
+    def __init__(self, student: Layers, teacher: Layers) -> None:
+        super().__init__()
+        self.asked = {"student": _listed("student", student), "teacher": _listed("teacher", teacher)}
+
+    def resolve(self, student: Roles, teacher: Roles) -> None:
+        ours, theirs = layer_names(self.asked["student"], student), layer_names(self.asked["teacher"], teacher)
+        count = min(len(ours), len(theirs))
+        self.student_layers, self.teacher_layers = ours[-count:], theirs[-count:]
+
+    def pairs(self, student: Output, teacher: Output | None) -> list[tuple[Tensor, Tensor]]:
+        """Return each of the student's features with the teacher's that it is compared with.
+
+        Raises `ConfigError` for a teacher without these features, or features of a kind the term cannot compare.
+        """
+        theirs = read(teacher, self.teacher_layers, "teacher", self.dims, self.symbol)
+        ours = read(student, self.student_layers, "student", self.dims, self.symbol)
+        for a, b, name, other in zip(ours, theirs, self.student_layers, self.teacher_layers, strict=True):
+            if a.ndim != b.ndim:
+                raise ConfigError(
+                    f"{self.symbol} cannot compare the student's {name}, {tuple(a.shape[1:])} for each image, with the "
+                    f"teacher's {other}, {tuple(b.shape[1:])}: choose two vectors or two feature maps."
+                )
+        return list(zip(ours, theirs, strict=True))
+
+
+def read(output: Output | None, layers: Sequence[str], owner: str, dims: Sequence[int], symbol: str) -> list[Tensor]:
+    """Return an output's taps by name, in order; raise `ConfigError` if there is none or its dimensions are not allowed.
+
+    A tap that is a vector with two trailing dimensions of one pixel, or a list of tokens, is taken as it is.
+    """
+    if output is None or any(name not in output.taps for name in layers):
+        raise ConfigError(
+            f"{symbol} reads layers of the {owner} ({', '.join(layers)}), but this run's {owner} gives only logits: "
+            "choose a teacher that is one network (teacher=trained, self, checkpoint or ema)."
+        )
+    found = [output.taps[name] for name in layers]
+    for name, tensor in zip(layers, found, strict=True):
+        if tensor.ndim not in dims:
+            kinds = {2: "vectors (batch, features)", 4: "feature maps (batch, channels, height, width)"}
+            raise ConfigError(
+                f"{symbol} compares {' or '.join(kinds[n] for n in dims)}, but layer {name!r} of the {owner} gives "
+                f"{tuple(tensor.shape)}. Name another layer, or choose a network that has such layers."
+            )
+    return found
+
+
+def layer_names(asked: Sequence[str], roles: Roles) -> tuple[str, ...]:
+    """Replace the roles among `asked` by the names of their layers; what is no role is the name of a layer already."""
+    known = {role: _listed(f"taps.{role}", layers) for role, layers in roles.items() if layers}
+    if stages := known.get("stages"):
+        known = {"middle": (stages[(len(stages) - 1) // 2],), "final": (stages[-1],), **known}
+    return tuple(name for word in asked for name in known.get(word, (word,)))
+
+
+def _listed(name: str, layers: Any) -> tuple[str, ...]:
+    listed = (layers,) if isinstance(layers, str) else tuple(layers or ())
+    if not listed or not all(isinstance(layer, str) and layer for layer in listed):
+        raise ConfigError(f"Expected `{name}` to name one layer or a list of layers, but got {layers!r}.")
+    return listed
