@@ -16,7 +16,7 @@ def gathered(tensor: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return tensor
-    gathered_rows: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    gathered_rows: Tensor = _Gather.apply(tensor)
     return gathered_rows
 
 

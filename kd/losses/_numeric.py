@@ -52,7 +52,7 @@ def matched_logits(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tens
 
 
 def matched_features(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two features of one shape in full precision, the teacher's detached. Raises `ConfigError` if they differ."""
+    """Return two features of one shape in full precision, the teacher's detached; else raise `ConfigError`."""
     if student.shape != teacher.shape:
         raise ConfigError(
             "Expected the features of student and teacher to have one shape, "
@@ -75,7 +75,7 @@ def matched_batches(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stages(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return the features of each stage in pairs; a single tensor is one stage. Raises `ConfigError` if counts differ."""
+    """Return the features of each stage in pairs, or raise `ConfigError`; a single tensor is one stage."""
     ours = [student] if isinstance(student, Tensor) else list(student)
     theirs = [teacher] if isinstance(teacher, Tensor) else list(teacher)
     if not ours or len(ours) != len(theirs):

@@ -22,7 +22,8 @@ def regressor(student_shape: Sequence[int], teacher_shape: Sequence[int]) -> nn.
 
     - equal sizes: 1x1;
     - the student's is r times larger: r x r with stride r; r times smaller: the same, transposed;
-    - anything else: a kernel of the difference plus one, unpadded, as in the paper (transposed if the student is smaller).
+    - anything else: a kernel of the difference plus one, unpadded, as in the paper (transposed if the student's is
+      smaller).
     """
     if len(student_shape) != len(teacher_shape) or len(student_shape) not in (2, 4):
         raise ConfigError(

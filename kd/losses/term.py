@@ -113,10 +113,7 @@ class FeatureTerm(Term):
 
 
 def read(output: Output | None, layers: Sequence[str], owner: str, dims: Sequence[int], symbol: str) -> list[Tensor]:
-    """Return an output's taps by name, in order; raise `ConfigError` if there is none or its dimensions are not allowed.
-
-    A tap that is a vector with two trailing dimensions of one pixel, or a list of tokens, is taken as it is.
-    """
+    """Return an output's taps by name, in order; raise `ConfigError` if one is missing or has other dimensions."""
     if output is None or any(name not in output.taps for name in layers):
         raise ConfigError(
             f"{symbol} reads layers of the {owner} ({', '.join(layers)}), but this run's {owner} gives only logits: "
