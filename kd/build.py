@@ -1,19 +1,20 @@
 """The only place that turns configuration into objects, and that tries them on one batch before anything is trained."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import get_object, instantiate
-from torch import nn
+from torch import Tensor, nn
 
 from kd.check import nearest
 from kd.data import DistillationData, ForeignData
 from kd.errors import ConfigError, UserError
 from kd.foreign_weights import load_foreign
-from kd.losses.objective import Objective, build_objective
+from kd.losses.objective import Objective
+from kd.losses.term import Setting
 from kd.recipe import File, Node, Plan, Recipe, TeacherPlan
 from kd.schema import RunConfig, TrainerConfig
 from kd.taps import Tapped
@@ -33,14 +34,22 @@ def data(config: RunConfig) -> DistillationData:
 
 def network(model: Node, data: DistillationData, role: str = "student") -> nn.Module:
     """Build a network for a dataset's images and classes."""
-    given = {"num_classes": data.num_classes, "image_shape": data.image_shape}
     try:
-        built = _instantiate(role, model, given)
+        built = _instantiate(role, bound(model, data))
     except ConfigError as error:
         raise ConfigError(f"The {role}'s network cannot be built for {data.name}: {error}") from error
     if not isinstance(built, nn.Module):
         raise ConfigError(f"`{role}._target_` must build a torch.nn.Module, but {model.get('_target_')} does not.")
     return built
+
+
+def bound(model: Node, data: DistillationData) -> Node:
+    """Complete a network's configuration with those of a dataset's facts that its class or function takes."""
+    facts = {"num_classes": data.num_classes, "image_shape": list(data.image_shape)}
+    parameters = _parameters("model", model)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    taken = {k: v for k, v in facts.items() if k in parameters or (open_ended and k == "num_classes")}
+    return {**taken, **model}
 
 
 def foreign_network(file: File, data: DistillationData) -> nn.Module:
@@ -50,18 +59,61 @@ def foreign_network(file: File, data: DistillationData) -> nn.Module:
     return built
 
 
-def student(recipe: Recipe, data: DistillationData) -> tuple[Tapped, Objective]:
-    """Build a recipe's network and objective, initialised from its seed alone.
+def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple[Tapped, Objective, Node]:
+    """Build a recipe's network, its objective with all its parts, and the network's configuration.
 
-    The network comes first, so that baseline and student start from the same weights whatever their objectives draw.
+    Everything is initialised from the recipe's seed alone. The network comes first, so that baseline and student start
+    from the same weights whatever their objectives draw.
     """
+    model, objective = recipe.model, recipe.objective()
+    facts: dict[str, Any] = {
+        "num_classes": data.num_classes,
+        "seed": recipe.seed,
+        "student_roles": recipe.roles.get("student", {}),
+        "teacher_roles": recipe.roles.get("teacher", {}),
+        "transfer_set": data.transfer_set,
+        "new_peer": lambda: network(recipe.peer, data, "teacher"),
+    }
+    layers = objective.layers("student")
+    if recipe.teacher.kind == "ema":  # its taps are those of the copied student
+        layers = tuple(dict.fromkeys((*layers, *objective.layers("teacher"))))
+    image = torch.zeros(2, *data.image_shape)
+
     torch.manual_seed(recipe.seed)
-    tapped = Tapped(network(recipe.model, data, _role(recipe)), recipe.taps("student"), owner="student")
-    return tapped, build_objective(recipe.method)
+    tapped = Tapped(network(model, data, _role(recipe)), layers, owner="student")
+    setting = sampled(tapped, taught_by, image, **facts)
+    if (wrapped := objective.wrap(bound(model, data), setting)) is not None:
+        if recipe.initial:
+            raise ConfigError("A method that replaces the student's network cannot have an `initial` stage.")
+        model = wrapped
+        torch.manual_seed(recipe.seed)
+        tapped = Tapped(network(model, data, _role(recipe)), owner="student")
+        setting = sampled(tapped, taught_by, image, **facts)
+    objective.build(setting)
+    return tapped, objective, model
+
+
+def sampled(student: Tapped, taught_by: Teacher, image: Tensor, **facts: Any) -> Setting:
+    """Send blank images through both networks, so that a term can build its own parts for their layers."""
+    taught_by.start(student)
+    modes = {module: module.training for module in student.modules()}
+    blank = torch.zeros(len(image), dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            output = student.eval()(image)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return Setting(output, taught_by(Batch(image, blank, blank)), student.network, taught_by.single(), **facts)
 
 
 def teacher(plan: TeacherPlan, networks: Sequence[nn.Module], taps: Sequence[str], num_classes: int) -> Teacher:
     """Make a teacher of trained networks. A teacher that needs networks cannot be built without them."""
+    if len(networks) > 1 and taps:
+        raise ConfigError(
+            f"This method reads layers of the teacher ({', '.join(taps)}), but an ensemble has several networks. "
+            "Choose teacher=trained, self, checkpoint or ema, or a method that reads logits only."
+        )
     tapped = [Tapped(network, taps, owner="teacher") for network in networks]
     if plan.kind == "none":
         return NoTeacher()
@@ -101,34 +153,30 @@ def device(trainer: TrainerConfig) -> torch.device:
         ) from error
 
 
-def dry_run(plan: Plan, data: DistillationData) -> Objective:
-    """Send two images through every arm, untrained: shapes, taps, terms, optimiser and schedule fail here or nowhere.
-
-    Returns the student's objective, for its description.
-    """
+def dry_run(plan: Plan, data: DistillationData) -> None:
+    """Send two images through every arm, untrained: shapes, taps, terms, optimiser, schedule fail here or nowhere."""
     for recipe in plan.recipes():
         loader = data.use(recipe.view).train_dataloader()
         batch = Batch(*(part[:2] for part in data.on_device(next(iter(loader)), torch.device("cpu"))))
-        tapped, objective = student(recipe, data)
-        _try_network(tapped, batch, data, _role(recipe))
-        _refuse_single_image_batch(tapped, recipe)
-        members = [_untrained(member, data) for member in recipe.teacher.members]
-        for member in members:
-            _try_network(Tapped(member), batch, data, "teacher")
-        taught_by = teacher(recipe.teacher, members, recipe.taps("teacher"), data.num_classes)
-        taught_by.start(tapped)
-        if objective.needs_teacher and isinstance(taught_by, NoTeacher):
+        described = recipe.objective()
+        if described.needs_teacher and recipe.teacher.kind == "none":
             raise ConfigError(
                 f"Method {recipe.method['name']!r} learns from a teacher, but this run has teacher=none. "
                 "Choose teacher=trained, self, checkpoint, ensemble, ema or virtual."
             )
+        _try_network(Tapped(network(recipe.model, data, _role(recipe))), batch, data, _role(recipe))
+        members = [_untrained(member, data) for member in recipe.teacher.members]
+        for member in members:
+            _try_network(Tapped(member), batch, data, "teacher")
+        taught_by = teacher(recipe.teacher, members, described.layers("teacher"), data.num_classes)
+        tapped, objective, _ = student(recipe, data, taught_by)
+        _refuse_single_image_batch(nn.ModuleList([tapped, objective]), recipe)
         with torch.no_grad():
-            objective(tapped.eval()(batch.image), taught_by(batch), batch)
+            objective.eval()(tapped.eval()(batch.image), taught_by(batch), batch)
         make_optimizer, make_schedule = optimizer_and_schedule(recipe)
         _try("optim.optimizer", lambda: make_optimizer(tapped.parameters()))  # noqa: B023
         optimizer = make_optimizer(tapped.parameters())
         _try("optim.schedule", lambda: make_schedule(optimizer, len(loader), recipe.epochs))  # noqa: B023
-    return build_objective(plan.student.method)
 
 
 def _untrained(member: Recipe | File, data: DistillationData) -> nn.Module:
@@ -157,9 +205,9 @@ def _try_network(tapped: Tapped, batch: Batch, data: DistillationData, role: str
         )
 
 
-def _refuse_single_image_batch(tapped: Tapped, recipe: Recipe) -> None:
+def _refuse_single_image_batch(trained: nn.Module, recipe: Recipe) -> None:
     images, size = recipe.data.get("images"), recipe.data.get("batch_size")
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in tapped.modules())
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trained.modules())
     if normalised and images and size and images % size == 1:
         raise ConfigError(
             f"With {images} images and data.batch_size={size} the last batch holds a single image, which batch "
@@ -171,27 +219,31 @@ def _role(recipe: Recipe) -> str:
     return "teacher" if recipe.view.arm == "teacher" else "student"
 
 
-def _instantiate(where: str, node: Node, given: dict[str, Any] | None = None) -> Any:
-    """Build what a node's `_target_` names, with those of the `given` arguments that it takes.
+def _instantiate(where: str, node: Node) -> Any:
+    """Build what a node's `_target_` names.
 
     Raises `ConfigError` for a name that cannot be imported, an unknown or missing argument, or one that is refused.
     """
-    target = node.get("_target_")
-    if not isinstance(target, str):
-        raise ConfigError(f"`{where}._target_` must name a class or function, but is {target!r}.")
-    try:
-        parameters = inspect.signature(get_object(target)).parameters
-    except Exception as error:  # whatever importing the user's own module raises
-        raise ConfigError(f"Cannot import `{where}._target_`={target!r}: {error}") from error
+    parameters = _parameters(where, node)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     for name in node:
         if name not in named and not name.startswith("_") and not open_ended:
             raise ConfigError(
-                f"Unknown key `{where}.{name}`.{nearest(name, named)} {target} takes: {', '.join(named)}."
+                f"Unknown key `{where}.{name}`.{nearest(name, named)} {node['_target_']} takes: {', '.join(named)}."
             )
-    wanted = {k: v for k, v in (given or {}).items() if k in named or (open_ended and k == "num_classes")}
-    return _try(where, lambda: instantiate(node, _convert_="all", **{k: v for k, v in wanted.items() if k not in node}))
+    return _try(where, lambda: instantiate(node, _convert_="all"))
+
+
+def _parameters(where: str, node: Node) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of what a node's `_target_` names. Raises `ConfigError` if it cannot be imported."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"`{where}._target_` must name a class or function, but is {target!r}.")
+    try:
+        return inspect.signature(get_object(target)).parameters
+    except Exception as error:  # whatever importing the user's own module raises
+        raise ConfigError(f"Cannot import `{where}._target_`={target!r}: {error}") from error
 
 
 def _try(where: str, make: Any) -> Any:

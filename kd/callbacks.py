@@ -29,16 +29,13 @@ class KeepBest(Callback):
         score = (means["accuracy"], -means["nll"])
         if self.best is None or score > self.best:
             self.best, self.epoch = score, trainer.current_epoch
-            self.weights = {
-                "student": _copy(module.student.state_dict()),
-                "teacher": _copy(module.teacher.state_dict()),
-            }
+            self.weights = {name: _copy(part.state_dict()) for name, part in _kept(module).items()}
 
     def restore(self, module: Distiller) -> None:
         """Put the kept weights back. No hook: a training resumed after its last epoch never gets to `on_train_end`."""
         if self.weights:
-            module.student.load_state_dict(self.weights["student"])
-            module.teacher.load_state_dict(self.weights["teacher"])
+            for name, part in _kept(module).items():
+                part.load_state_dict(self.weights[name])
 
     def validation(self) -> dict[str, float] | None:
         """The selected epoch's validation metrics; None without a validation set."""
@@ -178,6 +175,11 @@ class ShowProgress(Callback):
     def _stop(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def _kept(module: Distiller) -> dict[str, Any]:
+    """What belongs to the selected epoch: the student, the teacher, and networks delivered beside the student."""
+    return {"student": module.student, "teacher": module.teacher, **module.objective.delivered()}
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from kd.losses.objective import Objective
 from kd.optim import Schedule
 from kd.taps import Tapped
 from kd.teachers import Teacher
-from kd.types import Batch
+from kd.types import Batch, Output
+
+NOTHING = Output(torch.empty(0), {})  # the student's output where no term looks at it
 
 
 class Distiller(L.LightningModule):
@@ -54,7 +56,7 @@ class Distiller(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         teacher = self.teacher(batch)
-        student = self.student(batch.image)
+        student = self.student(batch.image) if self.objective.needs_student else NOTHING
         loss: Tensor
         loss, terms = self.objective(student, teacher, batch)
         images = len(batch.target)
@@ -87,6 +89,7 @@ class Distiller(L.LightningModule):
         self._sums["train"] = Sums()
         # dropout's draws follow from (seed, epoch), so a resumed epoch repeats them
         torch.manual_seed(key_seed(self.seed, self.current_epoch))
+        self.objective.begin_epoch(self.current_epoch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """After the last step, before validation: read the epoch's means. Raises `NumericError`."""

@@ -9,13 +9,17 @@ from kd import result
 from kd.data import DistillationData
 from kd.metrics import test_metrics
 from kd.recipe import Plan
+from kd.store import Entry
 from kd.taps import Tapped
 from kd.teachers import Frozen, Teacher
 from kd.train import Trainings
 
 
 def arms(planned: Plan, trainings: Trainings, device: torch.device) -> dict[str, Any]:
-    """Evaluate teacher, baseline and student, and return their blocks. A run without a teacher's network has two."""
+    """Evaluate teacher, baseline and student, and return their blocks.
+
+    A run without a teacher's network has two; one whose method delivers more networks (mutual learning) has these too.
+    """
     data = trainings.data
     blocks: dict[str, Any] = {}
     teacher_logits = None
@@ -25,12 +29,18 @@ def arms(planned: Plan, trainings: Trainings, device: torch.device) -> dict[str,
         test = test_metrics(teacher_logits, target)
         blocks["teacher"] = result.arm(model, teacher, data, key, meta, test)
     for name, recipe in (("baseline", planned.baseline), ("student", planned.student)):
-        entry = trainings.obtain(recipe)
-        network = Frozen(Tapped(trainings.network(entry, recipe.model, name)))
-        logits, target = predictions(network, data, device)
-        test = test_metrics(logits, target, teacher_logits)
-        blocks[name] = result.arm(recipe.model, network, data, recipe.key, entry.meta, test)
+        blocks[name] = _block(trainings, trainings.obtain(recipe), device, teacher_logits)
+    for name, entry in trainings.delivered(planned.student).items():
+        blocks[name] = _block(trainings, entry, device, teacher_logits)
     return blocks
+
+
+def _block(trainings: Trainings, entry: Entry, device: torch.device, teacher_logits: Tensor | None) -> dict[str, Any]:
+    """Evaluate a stored network that is not the teacher."""
+    network = Frozen(Tapped(trainings.network(entry, "student")))
+    logits, target = predictions(network, trainings.data, device)
+    test = test_metrics(logits, target, teacher_logits)
+    return result.arm(entry.meta["model"], network, trainings.data, entry.key, entry.meta, test)
 
 
 def predictions(network: Teacher, data: DistillationData, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,20 @@
 """Recipes: everything that determines a trained network's weights, and so its key in the store."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kd.data.base import DistillationData, View
-from kd.losses.objective import build_objective
+from kd.losses.configure import build_objective
+from kd.losses.objective import Objective
+from kd.losses.term import Roles
 from kd.schema import OptimConfig, RunConfig
 from kd.store import recipe_key, sha256
 
 Node = dict[str, Any]  # a config node with `_target_`
+INITIAL = "-initial"  # ends the label of a first stage
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,32 @@ class Recipe:
     epochs: int
     precision: str
     gradient_clip_val: float | None
+    peer: Node  # the network that a method trains beside the student, if it does
+    roles: dict[str, Roles] = field(default_factory=dict)  # the layers of "student" and "teacher" by role
+    initial: "Recipe | None" = None  # a first stage, whose network this one starts from
+    is_initial: bool = False  # of a first stage the last epoch stands: its logits mean nothing yet
 
     @property
     def seed(self) -> int:
         return self.view.seed
 
-    def taps(self, side: str) -> list[str]:
-        """The intermediate outputs that the method reads of the "student" or the "teacher"."""
-        taps: list[str] = (self.method.get("taps") or {}).get(side, [])
-        return taps
+    def objective(self) -> Objective:
+        """A new objective, its terms not yet built for any network."""
+        return build_objective(self.method, self.roles.get("student"), self.roles.get("teacher"))
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        method = {name: value for name, value in self.method.items() if name != "name" and value not in (None, {})}
+        skipped = ("name", "initial")
+        method = {name: value for name, value in self.method.items() if name not in skipped and value not in (None, {})}
+        objective = self.objective()
+        layers = {side: list(names) for side in ("student", "teacher") if (names := objective.layers(side))}
         return {
+            **({"layers": layers} if layers else {}),
+            **({"peer": self.peer} if objective.needs_peer else {}),
+            **({"initial": self.initial.key} if self.initial else {}),
             "model": self.model,
             "method": method,
-            "teacher": self.teacher.content() if build_objective(self.method).needs_teacher else None,
+            "teacher": self.teacher.content() if objective.needs_teacher else None,
             "data": self.data,
             "optim": {"optimizer": self.optim.optimizer, "schedule": self.optim.schedule},
             "epochs": self.epochs,
@@ -96,13 +109,23 @@ class Plan:
     baseline: Recipe
     student: Recipe
 
+    def describe(self) -> list[str]:
+        """What the student minimises and reads, stage by stage, in words."""
+        lines = []
+        for recipe in filter(None, (self.student.initial, self.student)):
+            objective = recipe.objective()
+            first = f", in {recipe.epochs} epochs before anything else" if recipe.is_initial else ""
+            lines.append(f"student minimises  {objective.describe()}{first}")
+            lines += [f"  {line}" for line in objective.describe_layers()]
+        return lines
+
     def recipes(self) -> list[Recipe]:
         """Every network to find or train, each after those it learns from."""
         found: list[Recipe] = []
 
         def visit(member: Recipe | File) -> None:
             if isinstance(member, Recipe):
-                for below in member.teacher.members:
+                for below in (*member.teacher.members, *filter(None, [member.initial])):
                     visit(below)
                 if member not in found:
                     found.append(member)
@@ -114,12 +137,11 @@ class Plan:
 
 def plan(config: RunConfig, data: DistillationData) -> Plan:
     """Turn a checked configuration into the recipes of its arms. Raises `ConfigError` for an impossible method."""
-    method = vars(config.method)
     teacher = _teacher(config, data)
     return Plan(
         teacher=teacher,
         baseline=_recipe(config, data, "baseline", config.student, hard_targets(config.baseline.label_smoothing)),
-        student=_recipe(config, data, "student", config.student, method, teacher),
+        student=_distilled(config, data, "student", config.student, teacher),
     )
 
 
@@ -141,15 +163,33 @@ def _teacher(config: RunConfig, data: DistillationData) -> TeacherPlan:
         return TeacherPlan(teacher.kind, decay=teacher.decay, correct_probability=teacher.correct_probability)
     if teacher.kind == "ensemble":
         if teacher.path:
-            return TeacherPlan("ensemble", tuple(File(Path(path), teacher.model) for path in teacher.path))
+            return TeacherPlan(
+                "ensemble", tuple(File(Path(path), _constructor(teacher.model)) for path in teacher.path)
+            )
         assert teacher.size is not None
         return TeacherPlan("ensemble", tuple(trained(f"teacher-{n + 1}", n) for n in range(teacher.size)))
-    member: Recipe | File = File(Path(teacher.path), teacher.model) if teacher.path else trained("teacher")
+    member: Recipe | File = (
+        File(Path(teacher.path), _constructor(teacher.model)) if teacher.path else trained("teacher")
+    )
     for generation in range(1, teacher.generations or 1):  # born-again: each generation teaches the next (1805.04770)
         below = TeacherPlan("self", (member,))
         label = f"teacher-{generation + 1}"
-        member = _recipe(config, data, label, teacher.model, vars(config.method), below, offset=generation)
+        member = _distilled(config, data, label, teacher.model, below, offset=generation)
     return TeacherPlan(teacher.kind, (member,))
+
+
+def _distilled(
+    config: RunConfig, data: DistillationData, label: str, model: Node, teacher: TeacherPlan, *, offset: int = 0
+) -> Recipe:
+    """The recipe of a network trained with the run's method, with that of the method's first stage if it has one."""
+    first, whole = config.method.initial, vars(config.method) | {"initial": None}
+    if first is None:
+        return _recipe(config, data, label, model, whole, teacher, offset=offset)
+    method = {"name": config.method.name, "terms": first.terms}
+    initial = _recipe(config, data, label + INITIAL, model, method, teacher, offset=offset)
+    epochs = first.epochs or math.ceil(config.trainer.max_epochs / 8)
+    initial = replace(initial, epochs=epochs, is_initial=True)
+    return replace(_recipe(config, data, label, model, whole, teacher, offset=offset), initial=initial)
 
 
 def _recipe(
@@ -168,9 +208,14 @@ def _recipe(
     augment = (own.augment if own else None) or config.data.get("augment", "none")
     view = View(arm, own.seed + offset if own else config.seed, augment)
     optim = OptimConfig(**own.optim) if own and own.optim else config.optim
+    roles: dict[str, Roles] = {"student": model.get("taps") or {}}
+    peer = model
+    if isinstance(config.teacher.model, dict):
+        roles["teacher"] = config.teacher.model.get("taps") or {}
+        peer = config.teacher.model
     return Recipe(
         label=label,
-        model=model,
+        model=_constructor(model),
         method=method,
         teacher=teacher or TeacherPlan("none"),
         view=view,
@@ -179,4 +224,11 @@ def _recipe(
         epochs=config.trainer.max_epochs,
         precision=config.trainer.precision,
         gradient_clip_val=config.trainer.gradient_clip_val,
+        peer=_constructor(peer),
+        roles=roles,
     )
+
+
+def _constructor(model: Node) -> Node:
+    """A network's configuration without `taps`, which are not the network's arguments but names of its layers."""
+    return {name: value for name, value in model.items() if name != "taps"}

@@ -15,7 +15,7 @@ import kd
 from kd.curves import read_metrics, write_metrics
 from kd.data import DistillationData
 from kd.folder import RESULT
-from kd.losses.objective import build_objective
+from kd.losses.configure import build_objective
 from kd.nets.cost import macs, parameters
 from kd.recipe import Plan
 from kd.schema import ClaimConfig, RunConfig
@@ -24,15 +24,20 @@ from kd.teachers import Teacher
 from kd.train import Trainings
 
 SCHEMA = 1
+FACTS = ("num_classes", "image_shape")  # arguments of every network that follow from the data
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
 
 
 def model_name(model: dict[str, Any]) -> str:
     """A network in a few words, its class and what differs from the class's defaults: `MLP(hidden=[800, 800])`."""
     name = str(model["_target_"]).rpartition(".")[2]
+    if isinstance(model.get("network"), dict):  # another network inside
+        return f"{name}({model_name(model['network'])})"
     defaults = {key: p.default for key, p in inspect.signature(get_object(model["_target_"])).parameters.items()}
     set_ones = {
-        k: v for k, v in model.items() if not k.startswith("_") and (k not in defaults or _differ(v, defaults[k]))
+        k: v
+        for k, v in model.items()
+        if not k.startswith("_") and k not in FACTS and (k not in defaults or _differ(v, defaults[k]))
     }
     if name.endswith("_model"):  # torchvision's or timm's, by name
         name = set_ones.pop("name")
@@ -135,9 +140,8 @@ def _git_commit() -> str | None:
 def write(folder: Path, content: dict[str, Any], planned: Plan, trainings: Trainings) -> None:
     """Write the run's files; result.json comes last, so that a folder with one is complete."""
     student = trainings.obtain(planned.student)
-    save_weights(
-        trainings.network(student, planned.student.model, "student"), folder / "student.safetensors", student.meta
-    )
+    for name, entry in {"student": student, **trainings.delivered(planned.student)}.items():
+        save_weights(trainings.network(entry, "student"), folder / f"{name}.safetensors", entry.meta)
     write_metrics(folder / "metrics.csv", _curves(content, planned, trainings))
     write_json(folder / RESULT, content)
 

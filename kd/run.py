@@ -38,11 +38,11 @@ def run(raw: DictConfig) -> None:
     device = build.device(config.trainer)
     data = build.data(config)
     planned = plan(config, data)
-    objective = build.dry_run(planned, data)
+    build.dry_run(planned, data)
     store = Store(config.store.root)
     folders.prepare(folder, config)
     tracking = Tracking(config, folder)
-    for line in (f"{config.experiment}  {folder}", f"student minimises  {objective.describe()}"):
+    for line in (f"{config.experiment}  {folder}", *planned.describe()):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start)

@@ -48,14 +48,25 @@ class TeacherConfig:
 
 
 @dataclass
+class InitialConfig:
+    """A first stage with terms of its own. Null epochs: an eighth of trainer.max_epochs, rounded up.
+
+    An eighth is what the distillation tables give it (30 of 240 epochs; Tian et al. 2020, 1910.10699).
+    """
+
+    epochs: int | None = None
+    terms: dict[str, Any] = MISSING
+
+
+@dataclass
 class MethodConfig:
-    """What the student minimises; see `kd.losses.objective.build_objective`."""
+    """What the student minimises; see `kd.losses.configure.build_objective`."""
 
     name: str = MISSING
     temperature: float | None = None
     alpha: float | None = None
     beta: float | None = None
-    taps: dict[str, list[str]] = field(default_factory=dict)
+    initial: InitialConfig | None = None
     terms: dict[str, Any] = MISSING
 
 
@@ -136,6 +147,8 @@ def check(cfg: DictConfig) -> RunConfig:
     _check_common(config)
     _check_data(config.data)
     hyper_parameters(vars(config.method))
+    if config.method.initial and config.method.initial.epochs is not None:
+        integer("method.initial.epochs", config.method.initial.epochs, low=1)
     _check_teacher(config.teacher)
     return config
 

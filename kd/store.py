@@ -44,7 +44,18 @@ class Entry:
         return self.folder / METRICS
 
     def load_into(self, network: nn.Module) -> None:
-        """Fill the network with the entry's weights. Raises `StoreError` if the file is not the one that was stored."""
+        """Fill the network with the entry's weights. Raises `StoreError` if they are damaged or do not fit."""
+        try:
+            network.load_state_dict(self.weights())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise StoreError(
+                f"{self.folder / WEIGHTS} does not fit {type(network).__name__}, whose code must have changed since: "
+                f"{reason} Delete the folder {self.folder}; the network is then trained again."
+            ) from error
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read the entry's weights. Raises `StoreError` if the file is not the one that was stored."""
         path = self.folder / WEIGHTS
         found = sha256(path)
         if found != self.meta["sha256"]:
@@ -52,14 +63,7 @@ class Entry:
                 f"{path} is damaged: its SHA-256 is {found[:16]}..., {META} says {self.meta['sha256'][:16]}.... "
                 f"Delete the folder {self.folder}; the network is then trained again."
             )
-        try:
-            network.load_state_dict(read_weights(path))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise StoreError(
-                f"{path} does not fit {type(network).__name__}, whose code must have changed since: {reason} "
-                f"Delete the folder {self.folder}; the network is then trained again."
-            ) from error
+        return read_weights(path)
 
 
 class Store:

@@ -10,6 +10,7 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 from kd.check import nearest
 from kd.errors import ConfigError
+from kd.losses.term import ROLES
 from kd.types import Output
 
 Forward = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]  # (network, image) -> (logits, taps)
@@ -67,8 +68,11 @@ class Tapped(nn.Module):
     def _require(self, known: Collection[str]) -> None:
         for name in self.names:
             if name not in known:
+                where = {"student": "student", "teacher": "teacher.model"}.get(self.owner, self.owner)
+                hint = f" No layer has this role; set {where}.taps.{name}." if name in ROLES else ""
                 raise ConfigError(
-                    f"Unknown layer {name!r} of the {self.owner}.{nearest(name, known)} Known: {', '.join(known)}."
+                    f"Unknown layer {name!r} of the {self.owner}.{hint}{nearest(name, known)} "
+                    f"Known: {', '.join(known)}."
                 )
 
 

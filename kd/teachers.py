@@ -34,6 +34,10 @@ class Teacher(ABC):
     @abstractmethod
     def output(self, batch: Batch) -> Output | None: ...
 
+    def single(self) -> nn.Module | None:
+        """The one network that the soft targets come from; None if there is none, or if there are several."""
+        return None
+
     def to(self, device: torch.device) -> Self:
         for network in self.networks:
             network.to(device)
@@ -65,6 +69,9 @@ class Frozen(Teacher):
     def __init__(self, network: Tapped) -> None:
         self.network = freeze(network)
         self.networks = (self.network,)
+
+    def single(self) -> nn.Module:
+        return self.network.network
 
     def output(self, batch: Batch) -> Output:
         assert not self.network.training, "a frozen teacher must stay in eval mode"
@@ -117,7 +124,7 @@ class Ema(Teacher):
         assert self.average is not None
         self.average.load_state_dict(state)
 
-    def network(self) -> nn.Module:
+    def single(self) -> nn.Module:
         """The averaged network itself."""
         assert self.average is not None and isinstance(self.average.module, Tapped)
         return self.average.module.network

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import WandbLogger
 
 from kd.errors import ConfigError
-from kd.recipe import Recipe
+from kd.recipe import INITIAL, Recipe
 from kd.schema import LoggerConfig, RunConfig
 
 REACH_TIMEOUT_S = 3.0
@@ -91,6 +91,8 @@ class Tracking:
         for label, logger in self.loggers.items():
             arm = label.partition("-")[0]
             run = logger.experiment
+            if label.endswith(INITIAL):
+                continue  # a first stage is not evaluated
             if arm in result["arms"]:
                 run.log({**scalars[arm], **_tables(arm, result["arms"][arm]["test"], classes)})
             if arm == "student":

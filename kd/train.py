@@ -24,6 +24,7 @@ from kd.taps import Tapped
 from kd.teachers import Ema, Frozen, Teacher
 
 EMA_SUFFIX = "-ema"  # the store entry of the averaged network beside its student's
+TERMS_SUFFIX = "-terms"  # that of what a first stage's terms have learned
 
 
 @dataclass
@@ -46,11 +47,20 @@ class Trainings:
             self._obtained[recipe.key] = found or self._train_once(recipe)
         return self._obtained[recipe.key]
 
-    def network(self, trained: Entry, model: Node, role: str) -> nn.Module:
-        """Build a network and fill it with an entry's weights."""
-        network = build.network(model, self.data, role)
+    def network(self, trained: Entry, role: str) -> nn.Module:
+        """Build an entry's network and fill it with its weights."""
+        network = build.network(trained.meta["model"], self.data, role)
         trained.load_into(network)
         return network
+
+    def delivered(self, recipe: Recipe) -> dict[str, Entry]:
+        """The networks that a recipe delivers beside its own, by name."""
+        found = {}
+        for name in self.obtain(recipe).meta.get("delivered", []):
+            entry = self.store.get(f"{recipe.key}-{name}")
+            assert entry is not None, f"{name} is stored before its student"
+            found[name] = entry
+        return found
 
     def teacher_arm(self, planned: Plan) -> tuple[Teacher, Node, str, dict[str, Any]] | None:
         """The run's teacher, its model, key and meta; None if it has no network."""
@@ -58,7 +68,7 @@ class Trainings:
         if plan.kind == "ema":  # the average lies in the store beside its student
             entry = self.store.get(planned.student.key + EMA_SUFFIX)
             assert entry is not None, "an EMA teacher is stored before its student"
-            network = self.network(entry, planned.student.model, "teacher")
+            network = self.network(entry, "teacher")
             return Frozen(Tapped(network)), planned.student.model, entry.key, entry.meta
         if not plan.members:
             return None
@@ -76,14 +86,14 @@ class Trainings:
         networks = []
         for member in plan.members:
             if isinstance(member, Recipe):
-                networks.append(self.network(self.obtain(member), member.model, "teacher"))
+                networks.append(self.network(self.obtain(member), "teacher"))
             else:
                 networks.append(build.foreign_network(member, self.data))
         return networks
 
     def _train_once(self, recipe: Recipe) -> Entry:
         """Train, unless another run is at it: then wait for that one's."""
-        for member in recipe.teacher.members:
+        for member in (*recipe.teacher.members, recipe.initial):
             if isinstance(member, Recipe):
                 self.obtain(member)
         waiting = f"another run is training it; waiting for {self.store.root / recipe.key}.lock"
@@ -92,8 +102,13 @@ class Trainings:
 
     def _train(self, recipe: Recipe) -> Entry:
         data = self.data.use(recipe.view)
-        teacher = build.teacher(recipe.teacher, self._members(recipe.teacher), recipe.taps("teacher"), data.num_classes)
-        student, objective = build.student(recipe, data)
+        taps = recipe.objective().layers("teacher")
+        teacher = build.teacher(recipe.teacher, self._members(recipe.teacher), taps, data.num_classes)
+        student, objective, model = build.student(recipe, data, teacher)
+        if recipe.initial:
+            self.obtain(recipe.initial).load_into(student.network)
+            if learned := self.store.get(recipe.initial.key + TERMS_SUFFIX):
+                objective.carry_over(learned.weights())
         optimizer, schedule = build.optimizer_and_schedule(recipe)
         module = Distiller(
             recipe.view.arm, student, teacher, objective, optimizer, schedule,
@@ -104,7 +119,8 @@ class Trainings:
         best.restore(module)
         meta = {
             "recipe": recipe.content,
-            "model": recipe.model,
+            "model": model,
+            "delivered": list(objective.delivered()),
             "class_names": data.class_names,
             "mean": data.mean,
             "std": data.std,
@@ -115,14 +131,18 @@ class Trainings:
             "images_per_s": speed.images_per_s(),
         }
         if isinstance(teacher, Ema):
-            self.store.put(recipe.key + EMA_SUFFIX, teacher.network(), {**meta, "val": None})
+            self.store.put(recipe.key + EMA_SUFFIX, teacher.single(), {**meta, "val": None})
+        for name, network in objective.delivered().items():
+            self.store.put(f"{recipe.key}-{name}", network, {**meta, "model": recipe.peer, "val": None})
+        if recipe.is_initial:
+            self.store.put(recipe.key + TERMS_SUFFIX, objective.terms, meta)
         entry = self.store.put(recipe.key, student.network, meta, curves)
         chosen = best.validation()
         told = f", validation accuracy {chosen['accuracy']:.2%} (epoch {meta['selected_epoch']})" if chosen else ""
         self._say(recipe, f"done in {meta['train_s']:,.1f} s{told}")
         curves.unlink()
         checkpoint = curves.with_suffix(".ckpt")
-        if recipe.view.arm == "student":
+        if recipe.label == "student":
             checkpoint.replace(self.folder / "student.ckpt")
         else:
             checkpoint.unlink()  # the weights are in the store
@@ -150,7 +170,7 @@ class Trainings:
             callbacks=[best, speed, ShowProgress(self.console, recipe.label, speed), SaveEpoch(checkpoint)],
             log_every_n_steps=1,
             num_sanity_val_steps=0,
-            limit_val_batches=None if self.data.counts()["val"] else 0,
+            limit_val_batches=None if self.data.counts()["val"] and not recipe.is_initial else 0,
             enable_checkpointing=True,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -10,7 +10,7 @@ from torch import nn
 
 from kd.distiller import Distiller
 from kd.errors import ConfigError
-from kd.losses.objective import build_objective
+from kd.losses.configure import build_objective
 from kd.optim import constant
 from kd.taps import Tapped
 from kd.teachers import Ema, Ensemble, Frozen, NoTeacher, Virtual

@@ -32,6 +32,7 @@ class View:
 class DistillationData(L.LightningDataModule):
     """A LightningDataModule whose batches are `Batch`es, and that knows what a result must say about its data."""
 
+    name: str
     class_names: list[str]
     image_shape: tuple[int, int, int]  # (C, H, W)
     mean: list[float] | None  # of each channel, after scaling to [0, 1]; None: not normalised here
@@ -56,6 +57,10 @@ class DistillationData(L.LightningDataModule):
     def counts(self) -> dict[str, int]:
         """The number of images in train, val and test, before omission."""
 
+    def transfer_set(self) -> tuple[Tensor, Tensor]:
+        """The index (N,) and label (N,) of each image of the present view. Raises `ConfigError` if they are unknown."""
+        raise ConfigError(f"{self.name} does not number its images, which this method needs to remember each of them.")
+
     def on_device(self, batch: Any, device: torch.device) -> Batch:
         """Move, normalise and return a batch outside of a Trainer's loop."""
         moved: Batch = self.on_after_batch_transfer(self.transfer_batch_to_device(batch, device, 0), 0)
@@ -67,8 +72,6 @@ class ImageData(DistillationData):
 
     Subclasses load their data in `load` (once) and set `train_targets` and `test_count` there.
     """
-
-    name: str
 
     def __init__(
         self,
@@ -153,6 +156,10 @@ class ImageData(DistillationData):
         if len(rows) and not len(kept):
             raise ConfigError(f"No image is left once the classes {self.omit} are omitted from {len(rows)} images.")
         return kept
+
+    def transfer_set(self) -> tuple[Tensor, Tensor]:
+        rows = self._seen(self.train_rows, self._view.arm)
+        return rows, self.train_targets[rows]
 
     def counts(self) -> dict[str, int]:
         return {"train": len(self.train_rows), "val": len(self.val_rows), "test": len(self.test_rows)}

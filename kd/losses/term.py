@@ -12,6 +12,7 @@ from kd.types import Batch, Output
 
 Layers = str | Sequence[str]  # roles that a network's `taps` name ("stages", "embedding"), or names of its layers
 Roles = Mapping[str, str | Sequence[str]]  # a network's layers by role
+ROLES = ("stem", "stages", "preactivations", "embedding", "middle", "final")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Term(nn.Module, ABC):
     symbol: str  #: how the term is written in the printed objective, e.g. "T^2 KL"
     needs_teacher: ClassVar[bool] = True
     needs_student: ClassVar[bool] = True  #: False for a first stage that trains nothing of the student's
+    needs_peer: ClassVar[bool] = False  #: whether `build` calls `setting.new_peer`
     student_layers: tuple[str, ...] = ()  #: the intermediate outputs it reads, of the student
     teacher_layers: tuple[str, ...] = ()  #: and of the teacher
 
@@ -81,8 +83,10 @@ class FeatureTerm(Term):
 
     `student` and `teacher` hold roles or names of layers. The roles are those of the network's `taps` (in
     conf/model/*.yaml): `stages`, the feature maps at the end of each stage; `embedding`, the vector that the last
-    linear layer classifies; and others. `middle` and `final` follow from `stages`. Where the two sides list different
+    linear layer classifies; and others. `middle` and `final` follow from `stages`. Where roles stand for different
     numbers of layers, the last ones of the longer list are used: stages are matched from the output backwards.
+
+    Raises `ConfigError` for lists of named layers that differ in length.
     """
 
     dims: ClassVar[tuple[int, ...]] = (2, 4)  #: allowed dimensions: 2 for vectors (B, D), 4 for maps (B, C, H, W)
@@ -94,6 +98,12 @@ class FeatureTerm(Term):
     def resolve(self, student: Roles, teacher: Roles) -> None:
         ours, theirs = layer_names(self.asked["student"], student), layer_names(self.asked["teacher"], teacher)
         count = min(len(ours), len(theirs))
+        by_name = set(self.asked["student"]) | set(self.asked["teacher"])
+        if len(ours) != len(theirs) and not by_name & set(ROLES):
+            raise ConfigError(
+                f"{self.symbol} compares each of the student's layers with one of the teacher's, "
+                f"but got {len(ours)} ({', '.join(ours)}) and {len(theirs)} ({', '.join(theirs)})."
+            )
         self.student_layers, self.teacher_layers = ours[-count:], theirs[-count:]
 
     def pairs(self, student: Output, teacher: Output | None) -> list[tuple[Tensor, Tensor]]:

@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from kd.errors import ConfigError
+from kd.losses.configure import build_objective
 from kd.losses.hard import HardTarget, hard_target_loss
 from kd.losses.kd import KD, kd_loss
-from kd.losses.objective import Objective, build_objective
+from kd.losses.objective import Objective
 from kd.losses.term import Term
 from kd.losses.virtual import VirtualTeacher
 from kd.types import Batch, Output
