@@ -14,6 +14,7 @@ def quiet() -> None:
         r".*does not have many workers.*",  # the resident loader has none by design
         r".*Starting from v1\.9\.0, `tensorboardX`.*",
         r".*Total length of `list` across ranks is zero.*",  # data.val=0: there is nothing to validate on
+        r".*have no `val_dataloader`.*",  # the same, in `kd.distill`
         r".*isinstance\(treespec, LeafSpec\).*",  # raised inside Lightning by newer torch
     ):
         warnings.filterwarnings("ignore", message)

@@ -69,7 +69,8 @@ class Tapped(nn.Module):
         for name in self.names:
             if name not in known:
                 where = {"student": "student", "teacher": "teacher.model"}.get(self.owner, self.owner)
-                hint = f" No layer has this role; set {where}.taps.{name}." if name in ROLES else ""
+                role = f" It names no layer for this role: set {where}.taps.{name} (in Python, {self.owner}_layers)."
+                hint = role if name in ROLES else ""
                 raise ConfigError(
                     f"Unknown layer {name!r} of the {self.owner}.{hint}{nearest(name, known)} "
                     f"Known: {', '.join(known)}."

@@ -38,9 +38,9 @@ def test_baseline_and_student_start_from_the_same_weights():
     config = configured()
     data = build.data(config)
     plan = recipe.plan(config, data)
-    baseline, student = (build.student(arm, data)[0].state_dict() for arm in (plan.baseline, plan.student))
+    baseline, student = (build.student(arm, data, NoTeacher())[0].state_dict() for arm in (plan.baseline, plan.student))
     assert all(baseline[name].equal(student[name]) for name in baseline)
-    teacher = build.student(plan.teacher.members[0], data)[0].state_dict()
+    teacher = build.student(plan.teacher.members[0], data, NoTeacher())[0].state_dict()
     assert not any(name in teacher and teacher[name].equal(value) for name, value in student.items())
 
 
@@ -48,7 +48,8 @@ def test_a_self_teacher_does_not_start_where_its_student_starts():
     config = configured("teacher=self")
     data = build.data(config)
     plan = recipe.plan(config, data)
-    teacher, student = (build.student(arm, data)[0].state_dict() for arm in (plan.teacher.members[0], plan.student))
+    arms = (plan.teacher.members[0], plan.student)
+    teacher, student = (build.student(arm, data, NoTeacher())[0].state_dict() for arm in arms)
     assert all(teacher[name].shape == value.shape for name, value in student.items())
     assert not any(teacher[name].equal(value) for name, value in student.items() if value.any())
 

@@ -190,7 +190,7 @@ def test_ema_is_the_closed_form(decay, updates):
         randomise(network)
         teacher.update(student)
         history.append(floats(network))
-    found = floats(teacher.network())
+    found = floats(teacher.single())
     assert "norm.running_mean" in found
     for name, value in found.items():
         expected = decay**updates * history[0][name]
@@ -206,8 +206,8 @@ def test_ema_starts_as_the_student_and_is_not_it():
     first = teacher(batch()).logits
     randomise(network)
     assert torch.equal(teacher(batch()).logits, first)
-    assert not any(parameter.requires_grad for parameter in teacher.network().parameters())
-    assert not any(part.training for part in teacher.network().modules())
+    assert not any(parameter.requires_grad for parameter in teacher.single().parameters())
+    assert not any(part.training for part in teacher.single().modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert network.training
 
@@ -233,7 +233,7 @@ def test_an_ema_goes_on_from_a_checkpoint():
     randomise(network)
     for one in (teacher, resumed):
         one.update(Tapped(network))
-    assert digest(teacher.network()) == digest(resumed.network())
+    assert digest(teacher.single()) == digest(resumed.single())
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, "slow", True, math.nan])
