@@ -25,7 +25,7 @@ def widths(name: str, value: Sequence[int], *, shortest: int = 0, longest: int |
     found = _list(name, value)
     if len(found) < shortest or (longest is not None and len(found) > longest):
         allowed = f"{shortest}" if shortest == longest else f"at least {shortest}"
-        raise ConfigError(f"Expected `{name}` to hold {allowed} widths, but got {found}.")
+        raise ConfigError(f"Expected `{name}` to hold {allowed} whole numbers, but got {found}.")
     return [check.integer(f"{name}[{i}]", width, low=1) for i, width in enumerate(found)]
 
 

@@ -12,20 +12,37 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import fx, nn
+from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from kd.errors import ConfigError
 from kd.nets.cnn3 import CNN3
 from kd.nets.cost import macs, parameters
+from kd.nets.layers import channel_shuffle
 from kd.nets.mlp import MLP
-from kd.nets.resnet_cifar import CifarResNet
+from kd.nets.mobilenetv2 import MobileNetV2
+from kd.nets.resnet_cifar import BottleneckResNet, CifarResNet
+from kd.nets.shufflenet_v1 import ShuffleNetV1
+from kd.nets.shufflenet_v2 import ShuffleNetV2, SplitBlock
 from kd.nets.vgg import VGG
 from kd.nets.wrn import WideResNet
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 BY_NAME = {"resnet18", "resnet34", "resnet50", "torchvision", "timm"}  # written by others
-SHALLOW = ["mlp", "cnn3", "resnet20", "resnet18_cifar", "wrn_16_2", "vgg8_bn", "vgg13_bn_cifar"]  # one of each make
+MOBILE = ["mobilenetv2", "shufflenetv1", "shufflenetv2"]
+# one of each make
+SHALLOW = [
+    "mlp",
+    "cnn3",
+    "resnet8",
+    "resnet18_cifar",
+    "resnet50_cifar",
+    "wrn_16_1",
+    "vgg8_bn",
+    "vgg13_bn_cifar",
+    *MOBILE,
+]
 OURS = [name for name in NAMES if name not in BY_NAME]
 
 CIFAR = (3, 32, 32)
@@ -57,6 +74,15 @@ PARAMETERS = {
     "vgg13_bn": 9_462_180 - 90 * 513,
     "vgg16_bn": 14_774_436 - 90 * 513,
     "vgg19_bn": 20_086_692 - 90 * 513,
+    "resnet8": 83_892 - 90 * 65,
+    "resnet8x4": 1_233_540 - 90 * 257,
+    "resnet32x4": 7_433_860 - 90 * 257,
+    "resnet50_cifar": 23_705_252 - 90 * 2049,
+    "mobilenetv2": 812_836 - 90 * 1281,
+    "shufflenetv1": 949_258 - 90 * 961,
+    "shufflenetv2": 1_355_528 - 90 * 1025,
+    "wrn_16_1": 180_916 - 90 * 65,
+    "wrn_40_1": 569_780 - 90 * 65,
     "wrn_16_2": 703_284 - 90 * 129,
     "wrn_40_2": 2_255_156 - 90 * 129,
 }
@@ -71,6 +97,7 @@ def image_shape(name):
 def build(name, shape=None, classes=10, device="meta", **overrides):
     """Build conf/model/NAME.yaml as the framework does; on "meta", where size costs nothing, unless told otherwise."""
     config = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), overrides)
+    config.pop("taps")  # the layers' roles, no argument of the network
     if name == "timm":
         pytest.importorskip("timm")
     if OmegaConf.is_missing(config, "name"):
@@ -127,7 +154,7 @@ def test_macs(name):
 
 
 @pytest.mark.parametrize("shortcut", ["conv", "pad"])
-@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+@pytest.mark.parametrize("depth", [8, 20, 32, 44, 56, 110])
 def test_resnet_parameters_by_hand(depth, shortcut):
     def conv_bn(channels_in, channels_out, kernel=3):
         return channels_in * channels_out * kernel**2 + 2 * channels_out
@@ -141,21 +168,6 @@ def test_resnet_parameters_by_hand(depth, shortcut):
     assert found == stem_and_head + firsts + rest + projections
     if (depth, shortcut) == (20, "pad"):
         assert found == 269_722  # 0.27 M in table 6 of the paper
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),  # at 100 classes
-    [
-        ((CifarResNet, 8, (32, 64, 128, 256)), 1_233_540),
-        ((CifarResNet, 32, (32, 64, 128, 256)), 7_433_860),
-        ((WideResNet, 16, 1), 180_916),
-        ((WideResNet, 40, 1), 569_780),
-    ],
-)
-def test_parameters_of_variants(model, expected):
-    network, *arguments = model
-    with torch.device("meta"):
-        assert parameters(network(*arguments, num_classes=100, image_shape=CIFAR)) == expected
 
 
 @pytest.mark.parametrize("name", [*SHALLOW, *sorted(BY_NAME)])
@@ -172,6 +184,22 @@ def test_taps_have_the_same_names_in_training_and_evaluation(name):
         ("resnet20", {"layer1": (16, 32, 32), "layer2": (32, 16, 16), "layer3": (64, 8, 8), "flatten": (64,)}),
         ("resnet18_cifar", {"layer1": (64, 32, 32), "layer4": (512, 4, 4), "flatten": (512,)}),
         ("wrn_16_2", {"layer1": (32, 32, 32), "layer3": (128, 8, 8), "relu": (128, 8, 8), "flatten": (128,)}),
+        ("resnet50_cifar", {"relu": (64, 32, 32), "layer1": (256, 32, 32), "layer4": (2048, 4, 4), "flatten": (2048,)}),
+        (
+            "mobilenetv2",
+            {"relu": (16, 16, 16), "layer1": (12, 16, 16), "layer2": (16, 8, 8), "layer3": (48, 4, 4)}
+            | {"layer4": (160, 2, 2), "relu_1": (1280, 2, 2), "flatten": (1280,)},
+        ),
+        (
+            "shufflenetv1",
+            {"relu": (24, 32, 32), "layer1": (240, 16, 16), "layer2": (480, 8, 8), "layer3": (960, 4, 4)}
+            | {"layer1.3.add": (240, 16, 16), "flatten": (960,)},
+        ),
+        (
+            "shufflenetv2",
+            {"relu": (24, 32, 32), "layer1": (116, 16, 16), "layer2": (232, 8, 8), "layer3": (464, 4, 4)}
+            | {"layer1.3.flatten": (116, 16, 16), "relu_1": (1024, 4, 4), "flatten": (1024,)},
+        ),
         ("vgg8_bn", {"block0": (64, 32, 32), "block3": (512, 4, 4), "block4": (512, 4, 4), "flatten": (512,)}),
         ("vgg13_bn_cifar", {"block3": (512, 4, 4), "block4": (512, 2, 2), "pool4": (512, 1, 1), "flatten": (512,)}),
     ],
@@ -211,6 +239,10 @@ def test_no_call_works_in_place(name):
         ("resnet20", "layer1.0.add", {"depth": 8}),
         ("wrn_16_2", "layer1", {"depth": 10, "width": 1}),
         ("vgg8_bn", "block0.bn0", {}),
+        ("resnet50_cifar", "layer1.0.add", {"blocks": [1, 1], "width": [8, 8, 8]}),
+        ("mobilenetv2", "layer1", {}),
+        ("shufflenetv1", "layer1.3.add", {}),
+        ("shufflenetv2", "layer1.3.flatten", {}),
         ("torchvision", "layer1.0.add", {}),
     ],
 )
@@ -242,6 +274,56 @@ def test_a_wide_block_adds_its_raw_input_or_projects_the_activated_one():
     torch.testing.assert_close(second(y), y)
 
 
+def test_channel_shuffle_deals_the_channels_out():
+    x = torch.arange(6.0).reshape(1, 6, 1, 1)
+    assert channel_shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert channel_shuffle(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+def test_a_split_block_is_the_papers_on_activated_images():
+    """The paper activates the changed half alone, before the shuffle; the outputs and gradients are the same."""
+    torch.manual_seed(0)
+    block = SplitBlock(6).eval()
+    ours, theirs = (F.relu(torch.randn(2, 6, 5, 5, generator=torch.manual_seed(1))).requires_grad_() for _ in range(2))
+    changed = F.relu(block.branch(theirs[:, 3:]))
+    expected = torch.stack([theirs[:, :3], changed], dim=2).flatten(1, 2)
+    torch.testing.assert_close(block(ours), expected)
+    weight = torch.randn_like(expected)
+    (block(ours) * weight).sum().backward()
+    (expected * weight).sum().backward()
+    positive = ours > 0  # at 0 the image itself comes out of a ReLU, which lets no gradient through
+    torch.testing.assert_close(ours.grad[positive], theirs.grad[positive])
+
+
+def test_a_shuffle_block_adds_its_input_or_appends_its_average_pool():
+    first, second, *_ = build("shufflenetv1", device="cpu").eval().layer1
+    for block in (first, second):
+        nn.init.zeros_(block.expand.conv.weight)
+    x = torch.rand(1, 24, 6, 6)
+    found = first(x)
+    assert found.shape == (1, 240, 3, 3)
+    assert not found[:, :216].any()
+    torch.testing.assert_close(found[0, 216:, 1, 1], x[0, :, 1:4, 1:4].mean((1, 2)))
+    y = torch.rand(1, 240, 3, 3)
+    torch.testing.assert_close(second(y), y)
+
+
+def test_an_inverted_residual_adds_its_input_where_the_shape_stays():
+    widens, stays = build("mobilenetv2", device="cpu").eval().layer1[1:]  # 8 -> 12, 12 -> 12 channels
+    for block in (widens, stays):
+        nn.init.zeros_(block.project.conv.weight)
+    assert not widens(torch.randn(1, 8, 4, 4)).any()
+    x = torch.randn(1, 12, 4, 4)
+    torch.testing.assert_close(stays(x), x)
+
+
+def test_a_bottleneck_adds_its_input():
+    block = build("resnet50_cifar", device="cpu", blocks=[2], width=[8, 8]).eval().layer1[1]
+    nn.init.zeros_(block.conv3.weight)
+    x = torch.rand(1, 32, 4, 4)
+    torch.testing.assert_close(block(x), x)
+
+
 def test_initialisation():
     torch.manual_seed(0)
     for model in (build("resnet20", device="cpu"), build("vgg8_bn", device="cpu"), build("wrn_16_2", device="cpu")):
@@ -255,7 +337,7 @@ def test_initialisation():
                 assert not module.bias.any()
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn3", "resnet20", "wrn_16_2", "vgg8_bn"])
+@pytest.mark.parametrize("name", ["mlp", "cnn3", "resnet20", "wrn_16_2", "vgg8_bn", *MOBILE])
 def test_a_few_steps_learn_a_batch(name):
     torch.manual_seed(0)
     overrides = {"resnet20": {"depth": 8}, "wrn_16_2": {"depth": 10, "width": 1}}.get(name, {})
@@ -294,13 +376,13 @@ FIXED = {"num_classes": 10, "image_shape": CIFAR}
         (MLP, {"hidden": [100], "input_dropout": -0.1}, r"`input_dropout` to be a number in \[0, 1\]"),
         (MLP, {"hidden": [100], "num_classes": 0}, "`num_classes`"),
         (MLP, {"hidden": [100], "image_shape": (28, 28)}, r"\(channels, height, width\)"),
-        (CNN3, {"width": [8, 16]}, "`width` to hold 3 widths"),
+        (CNN3, {"width": [8, 16]}, "`width` to hold 3 whole numbers"),
         (CNN3, {"hidden": 0}, "`hidden`"),
         (CNN3, {"image_shape": (3, 32, 7)}, "`image width` to be a whole number of at least 8"),
         (CifarResNet, {"depth": 21}, r"6n \+ 2 \(8, 14, 20, 26, \.\.\.\), but got 21"),
         (CifarResNet, {"depth": 2}, r"6n \+ 2"),
         (CifarResNet, {"depth": 20, "width": [16, 16, 32, 64, 128]}, r"8n \+ 2 \(10, 18"),
-        (CifarResNet, {"depth": 8, "width": [16]}, "`width` to hold at least 2 widths"),
+        (CifarResNet, {"depth": 8, "width": [16]}, "`width` to hold at least 2 whole numbers"),
         (CifarResNet, {"depth": 20, "shortcut": "pda"}, "Did you mean 'pad'"),
         (CifarResNet, {"depth": 8, "shortcut": "pad", "width": [16, 16, 8, 4]}, "never to fall"),
         (CifarResNet, {"depth": "20"}, "`depth`"),
@@ -308,6 +390,19 @@ FIXED = {"num_classes": 10, "image_shape": CIFAR}
         (VGG, {"depth": 13, "pools": 6}, r"`pools` to be a whole number in \[0, 5\]"),
         (VGG, {"depth": 13, "classifier": [0]}, "`classifier"),
         (VGG, {"depth": 13, "dropout": 2}, "`dropout`"),
+        (BottleneckResNet, {"blocks": [3, 4, 6]}, "`blocks` to hold 4 whole numbers"),
+        (BottleneckResNet, {"blocks": 50}, "`blocks` to be a list"),
+        (BottleneckResNet, {"blocks": [1, 0], "width": [8, 8, 8]}, r"`blocks\[1\]`"),
+        (MobileNetV2, {"width": 0}, "`width` to be a number above 0"),
+        (MobileNetV2, {"width": 0.01}, "`width` to leave at least one of 32 channels, but got 0.01"),
+        (MobileNetV2, {"expansion": 0}, "`expansion`"),
+        (ShuffleNetV1, {"width": [240, 480]}, "`width` to hold 3 whole numbers"),
+        (ShuffleNetV1, {"blocks": [4, 8]}, "`blocks` to hold 3 whole numbers"),
+        (ShuffleNetV1, {"groups": 7}, "over 7 groups, but .* a block of 216 channels, 54 inside"),
+        (ShuffleNetV1, {"width": [24, 48, 96]}, "a block of 0 channels"),
+        (ShuffleNetV2, {"width": [116, 232, 464]}, "`width` to hold 4 whole numbers"),
+        (ShuffleNetV2, {"width": [115, 232, 464, 8]}, "`width` to be even"),
+        (ShuffleNetV2, {"blocks": [4, 8, 4, 1]}, "`blocks` to hold 3 whole numbers"),
         (WideResNet, {"depth": 18, "width": 2}, r"6n \+ 4 \(10, 16"),
         (WideResNet, {"depth": 16, "width": 0}, "`width`"),
         (WideResNet, {"depth": 16, "width": 2, "dropout": True}, "`dropout`"),
