@@ -83,6 +83,11 @@ def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple
     tapped = Tapped(network(model, data, _role(recipe)), layers, owner="student")
     setting = sampled(tapped, taught_by, image, **facts)
     if (wrapped := objective.wrap(bound(model, data), setting)) is not None:
+        if recipe.label != "student":
+            raise ConfigError(
+                f"Method {recipe.method['name']!r} gives the student's network the teacher's classifier; such a network "
+                "cannot teach a next one: set teacher.generations=1."
+            )
         if recipe.initial:
             raise ConfigError("A method that replaces the student's network cannot have an `initial` stage.")
         model = wrapped

@@ -115,7 +115,10 @@ class Distiller(L.LightningModule):
         self._log("val")
 
     def _log(self, split: str) -> None:
-        self.log_dict({f"{self.arm}/{split}/{name}": value for name, value in self.epoch_means[split].items()})
+        """Write the means now: Lightning would after the checkpoint, and a kill in between would lose them."""
+        means = {f"{self.arm}/{split}/{name}": value for name, value in self.epoch_means[split].items()}
+        for logger in self.loggers:
+            logger.log_metrics({**means, "epoch": self.current_epoch}, step=self.global_step - 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["teacher"] = self.teacher.state_dict()

@@ -13,6 +13,9 @@ from kd.run import run
 #: as a user would shorten a run, with nothing that leaves the machine
 QUICK = ("trainer.max_epochs=2", "data.train_limit=192", "logger=csv")
 
+#: networks that have every kind of layer a method can ask for, of different depths
+SMALL_CNNS = ("model@student=resnet8", "model@teacher.model=resnet20")
+
 
 @dataclass
 class Done:

@@ -83,8 +83,9 @@ class FeatureTerm(Term):
 
     `student` and `teacher` hold roles or names of layers. The roles are those of the network's `taps` (in
     conf/model/*.yaml): `stages`, the feature maps at the end of each stage; `embedding`, the vector that the last
-    linear layer classifies; and others. `middle` and `final` follow from `stages`. Where roles stand for different
-    numbers of layers, the last ones of the longer list are used: stages are matched from the output backwards.
+    linear layer classifies; and others. Unless they are named there, `middle` and `final` follow from `stages`. Where
+    roles stand for different numbers of layers, the last ones of the longer list are used: stages are matched from the
+    output backwards.
 
     Raises `ConfigError` for lists of named layers that differ in length.
     """

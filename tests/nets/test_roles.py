@@ -17,6 +17,8 @@ ANY_NAME = ["timm", "torchvision"]  # their layers are as many as their networks
 NAMES = [name for name in ROLES if name not in ANY_NAME]
 ACTIVATED = [name for name in NAMES if not name.startswith(("wrn", "mobilenet"))]  # their stages end in a ReLU
 NO_STEM = [name for name in NAMES if name.startswith(("mlp", "cnn3", "vgg"))]  # their first layers are a stage
+LATER_FINAL = [name for name in NAMES if name.startswith(("wrn", "mobilenet", "shufflenetv2", "vgg13_bn_cifar"))]
+HIDDEN_CLASSIFIER = ["cnn3", "vgg13_bn_wide"]
 STAGES = ("layer", "block", "hidden.")  # how the modules of the stages are named
 
 
@@ -46,7 +48,8 @@ def test_every_network_names_its_layers_last():
         assert ROLES[name] == dict.fromkeys(["stem", "stages", "preactivations", "embedding", "classifier"])
     for name in NAMES:
         stem = [] if name in NO_STEM else ["stem"]
-        assert list(ROLES[name]) == [*stem, "stages", "preactivations", "embedding", "classifier"], name
+        final = ["final"] if name in LATER_FINAL else []
+        assert list(ROLES[name]) == [*stem, "stages", "preactivations", *final, "embedding", "classifier"], name
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -88,6 +91,9 @@ def test_roles_hold_the_values_that_they_promise(name):
     roles = ROLES[name]
     classifier = tapped.network.get_submodule(roles["classifier"])
     assert torch.equal(logits, classifier(taps[roles["embedding"]]))
+    if name not in HIDDEN_CLASSIFIER:  # what SimKD and SRRL rely on
+        final = taps[roles.get("final", roles["stages"][-1])]
+        torch.testing.assert_close(final.mean((2, 3)) if final.ndim == 4 else final, taps[roles["embedding"]])
     assert name not in ACTIVATED or roles["stages"] != roles["preactivations"]
     for stage, before in zip(roles["stages"], roles["preactivations"], strict=True):
         expected = F.relu(taps[before]) if name in ACTIVATED else taps[before]
