@@ -18,9 +18,9 @@ def activation_boundary_loss(
 ) -> Tensor:
     """Squared hinge on the sign of the teacher's pre-activations, summed over an image's neurons, averaged over images.
 
-    A neuron costs `max(0, m - s)^2` where the teacher's is active (t > 0) and `max(0, m + s)^2` where it is not. Heo et
-    al. 2019 (1811.03233), the "alternative loss". The deepest of several stages has weight 1, every shallower one half of the
-    next, as in the authors' code, which then scales the sum by 0.003.
+    A neuron costs `max(0, m - s)^2` where the teacher's is active (t > 0) and `max(0, m + s)^2` where it is not: the
+    "alternative loss" of Heo et al. 2019 (1811.03233). The deepest of several stages has weight 1, every shallower one
+    half of the next, as in the authors' code, which then scales the sum by 0.003.
 
     Args:
         student: pre-activations of any shape (B, ...), one or a list from the shallowest to the deepest.
