@@ -85,8 +85,8 @@ def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple
     if (wrapped := objective.wrap(bound(model, data), setting)) is not None:
         if recipe.label != "student":
             raise ConfigError(
-                f"Method {recipe.method['name']!r} gives the student's network the teacher's classifier; such a network "
-                "cannot teach a next one: set teacher.generations=1."
+                f"Method {recipe.method['name']!r} gives the student the teacher's classifier. Such a network cannot "
+                "teach a next one: set teacher.generations=1."
             )
         if recipe.initial:
             raise ConfigError("A method that replaces the student's network cannot have an `initial` stage.")
