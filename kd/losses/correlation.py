@@ -53,6 +53,7 @@ class CorrelationCongruence(FeatureTerm):
     """`correlation_congruence_loss` of the embeddings; over the batches of all processes."""
 
     symbol = "CC"
+    transfers = "relations"
 
     def __init__(
         self, student: Layers = "embedding", teacher: Layers = "embedding", gamma: float = 0.4, order: int = 2

@@ -132,6 +132,7 @@ class CRD(FeatureTerm):
     """
 
     symbol = "CRD"
+    transfers = "relations"
     dims = (2,)
     index_to_row: Tensor
     first: Tensor

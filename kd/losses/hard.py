@@ -31,6 +31,7 @@ class HardTarget(Term):
     """`hard_target_loss` of the student's logits and the batch's labels."""
 
     symbol = "CE"
+    transfers = "labels"
     needs_teacher = False
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

@@ -47,6 +47,7 @@ class PKT(FeatureTerm):
     """`pkt_loss` of the embeddings; over the batches of all processes."""
 
     symbol = "PKT"
+    transfers = "relations"
 
     def __init__(self, student: Layers = "embedding", teacher: Layers = "embedding", eps: float = 1e-7) -> None:
         super().__init__(student, teacher)

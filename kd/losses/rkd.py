@@ -71,6 +71,7 @@ class RKDDistance(FeatureTerm):
     """`rkd_distance_loss` of the embeddings; over the batches of all processes."""
 
     symbol = "RKD distance"
+    transfers = "relations"
 
     def __init__(self, student: Layers = "embedding", teacher: Layers = "embedding") -> None:
         super().__init__(student, teacher)
@@ -83,6 +84,7 @@ class RKDAngle(FeatureTerm):
     """`rkd_angle_loss` of the embeddings; over the batches of all processes."""
 
     symbol = "RKD angle"
+    transfers = "relations"
 
     def __init__(self, student: Layers = "embedding", teacher: Layers = "embedding") -> None:
         super().__init__(student, teacher)

@@ -38,6 +38,7 @@ class SimilarityPreserving(FeatureTerm):
     """`similarity_preserving_loss` of the last feature maps before pooling; over the batches of all processes."""
 
     symbol = "SP"
+    transfers = "relations"
 
     def __init__(self, student: Layers = "final", teacher: Layers = "final") -> None:
         super().__init__(student, teacher)

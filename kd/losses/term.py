@@ -43,6 +43,7 @@ class Term(nn.Module, ABC):
     """
 
     symbol: str  #: how the term is written in the printed objective, e.g. "T^2 KL"
+    transfers: ClassVar[str] = "logits"  #: what of the teacher's the student learns: logits, features, relations
     needs_teacher: ClassVar[bool] = True
     needs_student: ClassVar[bool] = True  #: False for a first stage that trains nothing of the student's
     needs_peer: ClassVar[bool] = False  #: whether `build` calls `setting.new_peer`
@@ -90,6 +91,7 @@ class FeatureTerm(Term):
     Raises `ConfigError` for lists of named layers that differ in length.
     """
 
+    transfers: ClassVar[str] = "features"
     dims: ClassVar[tuple[int, ...]] = (2, 4)  #: allowed dimensions: 2 for vectors (B, D), 4 for maps (B, C, H, W)
 
     def __init__(self, student: Layers, teacher: Layers) -> None:

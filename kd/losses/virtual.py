@@ -78,6 +78,7 @@ class VirtualTeacher(Term):
     """`virtual_teacher_loss` of the student's logits and the batch's labels; the number of classes is the student's."""
 
     symbol = "T^2 KL(virtual)"
+    transfers = "labels"
     needs_teacher = False
 
     def __init__(self, temperature: float = 20.0, correct_probability: float = 0.99) -> None:
