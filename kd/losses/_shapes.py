@@ -11,7 +11,17 @@ from kd.errors import ConfigError
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two maps (B, C, H, W) to the size of the smaller one, height and width each."""
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    return _pooled(student, size), _pooled(teacher, size)
+    return average_pooled(student, size), average_pooled(teacher, size)
+
+
+def average_pooled(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average-pool a map (B, C, H, W) to a size; a map of that size is returned as it is."""
+    height, width = feature.shape[2:]
+    if (height, width) == size:
+        return feature
+    if height % size[0] or width % size[1]:
+        return F.adaptive_avg_pool2d(feature, size)
+    return F.avg_pool2d(feature, (height // size[0], width // size[1]))  # the same; its gradient is deterministic
 
 
 def regressor(student_shape: Sequence[int], teacher_shape: Sequence[int]) -> nn.Module:
@@ -51,7 +61,3 @@ def _reduction(large: Sequence[int], small: Sequence[int]) -> tuple[tuple[int, i
         ratio = (large[0] // small[0], large[1] // small[1])
         return ratio, ratio
     return (large[0] - small[0] + 1, large[1] - small[1] + 1), (1, 1)
-
-
-def _pooled(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    return feature if tuple(feature.shape[2:]) == size else F.adaptive_avg_pool2d(feature, size)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kd.errors import ConfigError
 from kd.losses._numeric import matched_features, stages
+from kd.losses._shapes import average_pooled
 from kd.losses.term import FeatureTerm, Layers, Setting
 from kd.types import Batch, Output
 
@@ -42,7 +43,7 @@ def _pyramid(student: Tensor, teacher: Tensor) -> Tensor:
         if size < min(student.shape[2:]):
             weight /= 2
             weights += weight
-            total = total + weight * F.adaptive_avg_pool2d(difference, size).square().mean()
+            total = total + weight * average_pooled(difference, (size, size)).square().mean()
     return total / weights
 
 
