@@ -32,11 +32,11 @@ def draws(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
     key = mix(torch.tensor(seed, device=index.device))
     key = mix(key + epoch)
     key = mix(key ^ mix(index))
-    return torch.stack([mix(key + (number + 1) * 0x9E3779B9) for number in range(count)], dim=1)
+    return mix(key.unsqueeze(1) + torch.arange(1, count + 1, device=index.device) * 0x9E3779B9)
 
 
-def below(draw: Tensor, limit: int) -> Tensor:
-    """Map 32-bit draws to integers in [0, limit), uniform up to limit / 2^32."""
+def below(draw: Tensor, limit: int | Tensor) -> Tensor:
+    """Map 32-bit draws to integers in [0, limit), uniform up to limit / 2^32; one limit for all, or one for each."""
     return (draw * limit) >> 32
 
 

@@ -76,6 +76,7 @@ class BYOT(Term):
     """
 
     symbol = "BYOT"
+    transfers = "logits, features"
     needs_teacher = False
 
     def __init__(self, temperature: float = 3.0, alpha: float = 0.1, beta: float = FEATURE_WEIGHT) -> None:

@@ -200,10 +200,8 @@ class CRD(FeatureTerm):
         """Return the rows of images (B,) and of their negatives in this epoch, (B, 1 + K)."""
         row = self.index_to_row[index].unsqueeze(1)
         first, count = self.first[row], self.count[row]
-        # as `draws`, all at once: K is large; hashed again, since augmentation uses the first draws themselves
-        key = draws(self.seed, self.epoch, index, 1)
-        draw = mix(key + torch.arange(1, self.negatives + 1, device=index.device) * 0x9E3779B9)
-        other = below(draw, len(self.first) - count)  # type: ignore[arg-type]  # a limit for each image
+        draw = mix(draws(self.seed, self.epoch, index, self.negatives))  # again: augmentation uses the draws themselves
+        other = below(draw, len(self.first) - count)
         return torch.cat([row, torch.where(other < first, other, other + count)], dim=1)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:

@@ -77,6 +77,7 @@ class Paraphrase(Term):
     """
 
     symbol = "reconstruction"
+    transfers = "features"
     needs_student = False
 
     def __init__(self, teacher: Layers = "final", rate: float = 0.5) -> None:
