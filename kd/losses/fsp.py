@@ -10,7 +10,7 @@ from kd.errors import ConfigError
 from kd.losses._features import matched_maps, total
 from kd.losses._numeric import outside_autocast, stages
 from kd.losses._shapes import regressor
-from kd.losses.term import FeatureTerm, Layers, Roles, Setting
+from kd.losses.term import FeatureTerm, Layers, Setting
 from kd.types import Batch, Output
 
 
@@ -89,16 +89,13 @@ class FSP(FeatureTerm):
         super().__init__(student, teacher)
         self.regressors = nn.ModuleList()
 
-    def resolve(self, student: Roles, teacher: Roles) -> None:
-        super().resolve(student, teacher)
+    def build(self, setting: Setting) -> None:
         if len(self.student_layers) < 2:
             raise ConfigError(
                 "FSP compares how features change from one layer to the next and needs at least two layers of each "
                 f"network, but got {', '.join(self.student_layers)} of the student "
                 f"and {', '.join(self.teacher_layers)} of the teacher."
             )
-
-    def build(self, setting: Setting) -> None:
         for ours, theirs in self.pairs(setting.student, setting.teacher):
             channels = ours.shape[1], theirs.shape[1]
             same = channels[0] == channels[1]
