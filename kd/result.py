@@ -60,6 +60,7 @@ def arm(
         "macs": sum(macs(network, data.image_shape) for network in teacher.networks),
         "store_key": key,
         "epochs": meta.get("epochs"),
+        "initial_epochs": meta.get("initial_epochs", 0),  # of a method's first stage, before these
         "selected_epoch": meta.get("selected_epoch"),
         "train_s": meta.get("train_s"),
         "images_per_s": meta.get("images_per_s"),

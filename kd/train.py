@@ -117,29 +117,12 @@ class Trainings:
         self._say(recipe, f"training {recipe.epochs} epochs: {objective.describe()}")
         best, speed, curves = self._fit(recipe, module)
         best.restore(module)
-        meta = {
-            "recipe": recipe.content,
-            "model": model,
-            "delivered": list(objective.delivered()),
-            "class_names": data.class_names,
-            "mean": data.mean,
-            "std": data.std,
-            "val": best.validation(),
-            "selected_epoch": recipe.epochs if best.epoch is None else best.epoch + 1,
-            "epochs": recipe.epochs,
-            "train_s": speed.elapsed_s(),
-            "images_per_s": speed.images_per_s(),
-        }
-        if isinstance(teacher, Ema):
-            self.store.put(recipe.key + EMA_SUFFIX, teacher.single(), {**meta, "val": None})
-        for name, network in objective.delivered().items():
-            self.store.put(f"{recipe.key}-{name}", network, {**meta, "model": recipe.peer, "val": None})
-        if recipe.is_initial:
-            self.store.put(recipe.key + TERMS_SUFFIX, objective.terms, meta)
-        entry = self.store.put(recipe.key, student.network, meta, curves)
+        entry = self._put(recipe, module, self._meta(recipe, model, best, speed), curves)
         chosen = best.validation()
-        told = f", validation accuracy {chosen['accuracy']:.2%} (epoch {meta['selected_epoch']})" if chosen else ""
-        self._say(recipe, f"done in {meta['train_s']:,.1f} s{told}")
+        told = (
+            f", validation accuracy {chosen['accuracy']:.2%} (epoch {entry.meta['selected_epoch']})" if chosen else ""
+        )
+        self._say(recipe, f"done in {speed.elapsed_s():,.1f} s{told}")
         curves.unlink()
         checkpoint = curves.with_suffix(".ckpt")
         if recipe.label == "student":
@@ -147,6 +130,33 @@ class Trainings:
         else:
             checkpoint.unlink()  # the weights are in the store
         return entry
+
+    def _meta(self, recipe: Recipe, model: Node, best: KeepBest, speed: Speed) -> dict[str, Any]:
+        """What the store says about a trained network; the time of a first stage counts."""
+        return {
+            "recipe": recipe.content,
+            "model": model,
+            "class_names": self.data.class_names,
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "val": best.validation(),
+            "selected_epoch": recipe.epochs if best.epoch is None else best.epoch + 1,
+            "epochs": recipe.epochs,
+            "initial_epochs": recipe.initial.epochs if recipe.initial else 0,
+            "train_s": speed.elapsed_s() + (self.obtain(recipe.initial).meta["train_s"] if recipe.initial else 0.0),
+            "images_per_s": speed.images_per_s(),
+        }
+
+    def _put(self, recipe: Recipe, module: Distiller, meta: dict[str, Any], curves: Path) -> Entry:
+        """Store the trained network; before it, so that none is missing, what belongs beside it."""
+        delivered = module.objective.delivered()
+        if isinstance(module.teacher, Ema):
+            self.store.put(recipe.key + EMA_SUFFIX, module.teacher.single(), {**meta, "val": None})
+        for name, network in delivered.items():
+            self.store.put(f"{recipe.key}-{name}", network, {**meta, "model": recipe.peer, "val": None})
+        if recipe.is_initial:
+            self.store.put(recipe.key + TERMS_SUFFIX, module.objective.terms, meta)
+        return self.store.put(recipe.key, module.student.network, {**meta, "delivered": list(delivered)}, curves)
 
     def _fit(self, recipe: Recipe, module: Distiller) -> tuple[KeepBest, Speed, Path]:
         """Train, from the last whole epoch if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""

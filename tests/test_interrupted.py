@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 LONG = ("trainer.max_epochs=40", "data.train_limit=320", "data.augment=shift", "student.dropout=0.2", "logger=csv")
 
 
-def cut_off(folder: Path, sign: int) -> tuple[int, str]:
+def cut_off(folder: Path, sign: int, *arguments: str) -> tuple[int, str]:
     """Start a run and send it a signal once a network is some epochs into its training."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "kd.run", *LONG],
+        [sys.executable, "-m", "kd.run", *LONG, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
@@ -39,14 +39,6 @@ def cut_off(folder: Path, sign: int) -> tuple[int, str]:
     return process.returncode, errors
 
 
-@pytest.fixture
-def uninterrupted(tmp_path_factory, monkeypatch, capsys):
-    """The same run, left alone."""
-    command = Command(tmp_path_factory.mktemp("uninterrupted"), monkeypatch, capsys)
-    assert command(*LONG).status == 0
-    return command.folder
-
-
 def outcome(folder: Path) -> tuple[dict, list, dict]:
     """What must not depend on an interruption: weights, curves, test results."""
     run = next(folder.glob("outputs/digits_kd/*/result.json")).parent
@@ -56,14 +48,18 @@ def outcome(folder: Path) -> tuple[dict, list, dict]:
     return load_file(run / "student.safetensors"), rows, {name: arm["test"] for name, arm in arms.items()}
 
 
-def test_after_kill_9_the_same_command_ends_bit_identical(tmp_path, monkeypatch, capsys, uninterrupted):
-    status, _ = cut_off(tmp_path, signal.SIGKILL)
+@pytest.mark.parametrize("method", ["kd", "crd"])  # a method without a state of its own, and one with memories
+def test_after_kill_9_the_same_command_ends_bit_identical(tmp_path, tmp_path_factory, monkeypatch, capsys, method):
+    arguments = (f"method={method}", "trainer.max_epochs=20") if method == "crd" else ()
+    uninterrupted = Command(tmp_path_factory.mktemp("uninterrupted"), monkeypatch, capsys)
+    assert uninterrupted(*LONG, *arguments).status == 0
+    status, _ = cut_off(tmp_path, signal.SIGKILL, *arguments)
     assert status == -signal.SIGKILL
-    done = Command(tmp_path, monkeypatch, capsys)(*LONG)
+    done = Command(tmp_path, monkeypatch, capsys)(*LONG, *arguments)
     assert done.status == 0, done.err
     assert "continuing after epoch" in done.out
     weights, rows, tests = outcome(tmp_path)
-    expected_weights, expected_rows, expected_tests = outcome(uninterrupted)
+    expected_weights, expected_rows, expected_tests = outcome(uninterrupted.folder)
     assert all(weights[name].equal(expected_weights[name]) for name in expected_weights)
     assert rows == expected_rows
     assert tests == expected_tests
