@@ -1,6 +1,7 @@
 """The training loss: a weighted sum of terms."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -55,7 +56,10 @@ class Objective(nn.Module):
         Raises:
             ConfigError: a term needs a teacher and `teacher` is None, or a term rejects what it is given.
         """
-        values = {name: term(student, teacher, batch) for name, term in self._named_terms()}
+        values = {}
+        for name, term in self._named_terms():
+            with _naming(name):
+                values[name] = term(student, teacher, batch)
         weights = {name: weight * self.schedules[name](self.epoch) for name, weight in self.weights.items()}
         weighted = [weights[name] * value for name, value in values.items() if weights[name] > 0]
         if not weighted:  # every term waits for its first epoch: a step that changes nothing
@@ -90,10 +94,8 @@ class Objective(nn.Module):
     def build(self, setting: Setting) -> None:
         """Let every term make its own parts. Raises `ConfigError` naming the term that cannot."""
         for name, term in self._named_terms():
-            try:
+            with _naming(name):
                 term.build(setting)
-            except ConfigError as error:
-                raise ConfigError(f"`method.terms.{name}`: {error}") from error
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, that weights and terms go by."""
@@ -166,6 +168,15 @@ class Objective(nn.Module):
 
     def _named_terms(self) -> Iterator[tuple[str, Term]]:
         return ((name, cast(Term, term)) for name, term in self.terms.items())
+
+
+@contextmanager
+def _naming(term: str) -> Iterator[None]:
+    """Say which term it is that cannot work."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"`method.terms.{term}`: {error}") from error
 
 
 def _format_weight(weight: float) -> str:
