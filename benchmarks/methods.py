@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kd import method_config
-from kd.build import sampled
+from kd.build import complete, wrapped_around
 from kd.cli import conf_dir
-from kd.losses.configure import build_objective
+from kd.losses.configure import build_objective, first_stage
 from kd.nets.cost import parameters
 from kd.taps import Tapped
 from kd.teachers import Frozen
@@ -41,26 +41,19 @@ class Step:
     """One training step of a method's stage on random images: the cost does not depend on what they show."""
 
     def __init__(self, name: str, stage: str) -> None:
-        config = method_config(name)
-        config = {"name": name, "terms": config["initial"]["terms"]} if stage == "initial" else config
+        config = first_stage(method_config(name)) if stage == "initial" else method_config(name)
+        assert config is not None
         networks, roles = zip(*(network(model) for model in (STUDENT, TEACHER)), strict=True)
         self.objective = build_objective(config, *roles)
         self.teacher = Frozen(Tapped(networks[1], self.objective.layers("teacher")))
         self.student = Tapped(networks[0], self.objective.layers("student"))
-        facts = {
-            "num_classes": 10,
-            "student_roles": roles[0],
-            "teacher_roles": roles[1],
-            "transfer_set": lambda: (torch.arange(50_000), torch.arange(50_000) % 10),
-            "new_peer": lambda: network(TEACHER)[0],
-        }
         blank, own = torch.zeros(2, 3, 32, 32), parameters(self.student)
-        setting = sampled(self.student, self.teacher, blank, **facts)
-        if wrapped := self.objective.wrap({}, setting):
-            target = get_class(wrapped.pop("_target_"))
-            self.student = Tapped(target(**{**wrapped, "network": self.student.network}))
-            setting = sampled(self.student, self.teacher, blank, **facts)
-        self.objective.build(setting)
+        self.student, _ = complete(
+            self.objective, self.student, self.teacher, blank, {}, lambda model: wrapped_around(networks[0], model),
+            num_classes=10, student_roles=roles[0], teacher_roles=roles[1],
+            transfer_set=lambda: (torch.arange(50_000), torch.arange(50_000) % 10),
+            new_peer=lambda: network(TEACHER)[0],
+        )  # fmt: skip
         trained = [p for p in (*self.student.parameters(), *self.objective.parameters()) if p.requires_grad]
         self.extra_parameters = sum(p.numel() for p in trained) - own
         self.optimizer = torch.optim.SGD(trained, lr=1e-4)
@@ -142,7 +135,7 @@ def measure() -> None:
 def facts(name: str) -> tuple[str, str]:
     """What a method transfers and what it needs, read from its YAML and its terms."""
     config = method_config(name)
-    stages = [config, {"name": name, "terms": config["initial"]["terms"]}] if "initial" in config else [config]
+    stages = [stage for stage in (first_stage(config), config) if stage is not None]
     terms = [term for stage in stages for term in build_objective(stage).terms.values()]
     transfers = dict.fromkeys(str(term.transfers) for term in terms if term.transfers != "labels")
     layers = dict.fromkeys(layer for term in terms for layer in (*term.student_layers, *term.teacher_layers))

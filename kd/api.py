@@ -1,33 +1,33 @@
 """`kd.distill`: distillation in plain Python, for any teacher, student and DataLoader, without configuration files."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_class
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from kd.build import sampled
+from kd.build import complete, wrapped_around
 from kd.callbacks import KeepBest
-from kd.check import choice, integer
+from kd.check import choice, integer, nearest
 from kd.cli import conf_dir
+from kd.data.batches import Batches
+from kd.data.keyed import key_seed
 from kd.distiller import Distiller
 from kd.errors import ConfigError
-from kd.losses.configure import build_objective
+from kd.losses.configure import build_objective, first_stage, first_stage_epochs
 from kd.losses.objective import Objective
 from kd.losses.term import Roles
 from kd.metrics import test_metrics
 from kd.optim import Schedule, constant
 from kd.quiet import quiet
-from kd.schema import PRECISIONS
+from kd.schema import PRECISIONS, MethodConfig
 from kd.taps import Tapped
 from kd.teachers import Frozen, NoTeacher, Teacher
 from kd.types import Batch
@@ -39,16 +39,16 @@ Method = dict[str, Any]
 class Distilled:
     """What `distill` returns.
 
-    student: the trained network, on the device where it was. `simkd` returns a network around it; every other method
-        returns the module that was passed in.
+    student: the trained network, on the device where it was, in eval mode: the module that was passed in. Only `simkd`
+        returns a new network, around a copy of it.
     metrics: `val` (accuracy, nll, epoch) and `test` (as in result.json), each None without its loader.
-    history: the means of every epoch, e.g. {"epoch": 1, "train/loss": ..., "train/kd": ..., "val/accuracy": ...}.
+    history: the means of every epoch, e.g. {"stage": "main", "epoch": 1, "train/loss": ..., "val/accuracy": ...}.
     delivered: networks that a method trains beside the student, by name: `peer` of mutual learning.
     """
 
     student: nn.Module
     metrics: dict[str, Any]
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]]
     delivered: dict[str, nn.Module] = field(default_factory=dict)
 
 
@@ -89,9 +89,10 @@ def distill(
     the best validation accuracy is returned, else the last. The test set is read once, at the end.
 
     Args:
-        student: any network (B, ...) -> logits (B, C); trained in place.
-        teacher: any network with the same classes; None for methods that learn without one. Mutual learning trains a
-            copy of it beside the student, from the weights that it has.
+        student: any network (B, ...) -> logits (B, C); trained in place. In eval mode it is put into train mode;
+            otherwise its layers' modes stay, so that you can freeze some.
+        teacher: any network with the same classes; None for methods that learn without one. Mutual learning trains an
+            untrained copy of it (or, if None, of the student) beside the student.
         train: a DataLoader of (image, target) or (image, target, index); `crd` needs the index of each image.
         method: a name from `python -m kd.list`, or a dict as `method_config(name)` returns it.
         temperature, alpha, beta: set these of the method, where it uses them.
@@ -110,40 +111,57 @@ def distill(
     """
     quiet()
     integer("epochs", epochs, low=1)
+    integer("seed", seed)
     choice("precision", precision, PRECISIONS)
-    loaders = {name: _Batches(loader, name) for name, loader in (("train", train), ("val", val), ("test", test))}
-    config = method_config(method) if isinstance(method, str) else copy.deepcopy(method)
+    loaders = {name: Batches(loader, name) for name, loader in (("train", train), ("val", val), ("test", test))}
+    config = _checked(method_config(method) if isinstance(method, str) else copy.deepcopy(method))
     given = {"temperature": temperature, "alpha": alpha, "beta": beta}
     config |= {name: value for name, value in given.items() if value is not None}
     roles = {"student": student_layers or {}, "teacher": teacher_layers or {}}
-    home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
-    fit = partial(
-        _fit, optimizer=optimizer or partial(AdamW, lr=1e-3), schedule=schedule, seed=seed, loaders=loaders,
-        accelerator=accelerator, precision=precision,
-    )  # fmt: skip
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise ConfigError("The student has no parameter that requires a gradient: nothing would be trained.")
+    home = next(student.parameters()).device
+    stages = [config] if (first := first_stage(config)) is None else [first, config]
+    objectives = [build_objective(stage, roles["student"], roles["teacher"]) for stage in stages]
+    lengths = [epochs] if first is None else [first_stage_epochs(config, epochs), epochs]
+    if not student.training:  # otherwise its modes stay: some of its layers may be frozen
+        student.train()
 
+    history: list[dict[str, Any]] = []
     learned: dict[str, Tensor] = {}
-    for stage in _stages(config):
-        stage_epochs = epochs if stage is config else config["initial"].get("epochs") or math.ceil(epochs / 8)
-        objective = build_objective(stage, roles["student"], roles["teacher"])
-        taught_by = _taught_by(objective, teacher)
-        tapped, objective = _build(objective, student, teacher, taught_by, loaders["train"], roles, seed)
-        objective.carry_over(learned)
-        history, best = fit(tapped, taught_by, objective, epochs=stage_epochs, select=stage is config)
-        learned = {name: value.cpu() for name, value in objective.terms.state_dict().items()}
+    try:
+        for stage, objective, length in zip(stages, objectives, lengths, strict=True):
+            taught_by = _taught_by(objective, teacher)
+            tapped = _build(objective, student, teacher, taught_by, loaders["train"], roles, seed)
+            objective.carry_over(learned)
+            module = Distiller(
+                "student", tapped, taught_by, objective, optimizer or partial(AdamW, lr=1e-3), schedule, seed=seed
+            )
+            val_loader = loaders["val"] if stage is config and val is not None else None
+            best = _fit(module, loaders["train"], val_loader, length, history, accelerator, precision)
+            learned = {name: value.cpu() for name, value in objective.terms.state_dict().items()}
+    finally:
+        student.to(home)
     trained = tapped.network.to(home).eval()
     return Distilled(
         student=trained,
         metrics={"val": best, "test": _evaluate(trained, teacher, loaders["test"], home)},
         history=history,
-        delivered={name: network.to(home) for name, network in objective.delivered().items()},
+        delivered={name: network.to(home).eval() for name, network in objective.delivered().items()},
     )
 
 
-def _stages(config: Method) -> list[Method]:
-    """The method's first stage, if it has one, and the method itself."""
-    initial = config.get("initial")
-    return [{"name": config.get("name"), "terms": initial["terms"]}, config] if initial else [config]
+def _checked(method: Any) -> Method:
+    """Return a method's configuration, or raise `ConfigError` if it is no dict or has unknown keys."""
+    known = [one.name for one in fields(MethodConfig)]
+    if not isinstance(method, dict):
+        raise ConfigError(
+            f"Expected `method` to be a name or a dict as `method_config` returns it, but got {method!r}."
+        )
+    for key in method:
+        if key not in known:
+            raise ConfigError(f"Unknown key `method.{key}`.{nearest(key, known)} Known: {', '.join(known)}.")
+    return method
 
 
 def _taught_by(objective: Objective, teacher: nn.Module | None) -> Teacher:
@@ -159,67 +177,70 @@ def _build(
     student: nn.Module,
     teacher: nn.Module | None,
     taught_by: Teacher,
-    train: "_Batches",
+    train: Batches,
     roles: Mapping[str, Roles],
     seed: int,
-) -> tuple[Tapped, Objective]:
+) -> Tapped:
     """Let the objective build its parts on the CPU, for blank images of the loader's shape; try it on a real batch."""
-    batch = next(iter(train))
+    batch = Batch(*(part.cpu() for part in next(iter(train))))
     image = torch.zeros_like(batch.image[:2])
     student.cpu()
     taught_by.to(torch.device("cpu"))
     tapped = Tapped(student, objective.layers("student"), owner="student")
-    logits = Tapped(student).eval()(image).logits
+    with torch.no_grad():
+        logits = Tapped(copy.deepcopy(student)).eval()(image).logits
     if logits.ndim != 2:
         raise ConfigError(
             f"Expected the student to return logits (batch, classes), but got shape {tuple(logits.shape)}."
         )
-    facts = {
-        "num_classes": logits.shape[1],
-        "seed": seed,
-        "student_roles": roles["student"],
-        "teacher_roles": roles["teacher"],
-        "transfer_set": train.transfer_set,
-        "new_peer": partial(copy.deepcopy, student if teacher is None else teacher),
-    }
-    torch.manual_seed(seed)
-    setting = sampled(tapped, taught_by, image, **facts)
-    if (wrapped := objective.wrap({}, setting)) is not None:
-        arguments = {name: value for name, value in wrapped.items() if name not in ("_target_", "network")}
-        tapped = Tapped(get_class(wrapped["_target_"])(network=student, **arguments))
-        setting = sampled(tapped, taught_by, image, **facts)
-    objective.build(setting)
+    torch.manual_seed(
+        key_seed(seed, 0)
+    )  # hashed: a peer must not start like a student that was seeded with this number
+    tapped, _ = complete(
+        objective, tapped, taught_by, image, {}, lambda model: wrapped_around(copy.deepcopy(student), model),
+        num_classes=logits.shape[1], seed=seed, student_roles=roles["student"], teacher_roles=roles["teacher"],
+        transfer_set=train.transfer_set, new_peer=partial(_untrained, student if teacher is None else teacher),
+    )  # fmt: skip
+    tried = Tapped(copy.deepcopy(tapped.network), tapped.names).eval()
     with torch.no_grad():
-        objective.eval()(tapped.eval()(batch.image), taught_by(batch), batch)
+        objective.eval()(tried(batch.image), taught_by(batch), batch)
     objective.train()
-    tapped.train()
-    return tapped, objective
+    return tapped
+
+
+def _untrained(network: nn.Module) -> nn.Module:
+    """Return a copy of a network that has forgotten its weights."""
+    fresh = copy.deepcopy(network).cpu()
+    for module in fresh.modules():
+        if next(module.parameters(recurse=False), None) is None:
+            continue
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is None:
+            raise ConfigError(
+                f"Mutual learning trains an untrained copy of {type(network).__name__}, but {type(module).__name__} "
+                "in it has no `reset_parameters()` that would make it so. Give it one."
+            )
+        reset()
+    return fresh
 
 
 def _fit(
-    student: Tapped,
-    teacher: Teacher,
-    objective: Objective,
-    *,
-    optimizer: Callable[..., Optimizer],
-    schedule: Schedule,
-    seed: int,
-    loaders: Mapping[str, "_Batches"],
+    module: Distiller,
+    train: Batches,
+    val: Batches | None,
+    epochs: int,
+    history: list[dict[str, Any]],
     accelerator: str,
     precision: str,
-    epochs: int,
-    select: bool,
-) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
-    """Train one stage; return its history, and the selected epoch's validation metrics if it selects one."""
-    module = Distiller("student", student, teacher, objective, optimizer, schedule, seed=seed)
-    validates = select and loaders["val"].loader is not None
-    best, history = KeepBest(), _History()
+) -> dict[str, Any] | None:
+    """Train one stage and add its epochs to the history; return the selected epoch's validation metrics, if any."""
+    best = KeepBest()
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator=accelerator,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
-        callbacks=[best, history],
+        callbacks=[best, _History(history, module.objective.where == "method.initial.terms")],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -227,16 +248,16 @@ def _fit(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    torch.manual_seed(seed)
-    trainer.fit(module, loaders["train"], loaders["val"] if validates else None)
+    torch.manual_seed(module.seed)
+    trainer.fit(module, train, val)
     best.restore(module)
     found = best.validation()
-    return history.epochs, None if found is None or best.epoch is None else {**found, "epoch": best.epoch + 1}
+    return None if found is None or best.epoch is None else {**found, "epoch": best.epoch + 1}
 
 
 @torch.no_grad()
 def _evaluate(
-    student: nn.Module, teacher: nn.Module | None, test: "_Batches", device: torch.device
+    student: nn.Module, teacher: nn.Module | None, test: Batches, device: torch.device
 ) -> dict[str, Any] | None:
     """Read the test set once; None if there is none."""
     if test.loader is None:
@@ -253,46 +274,15 @@ def _evaluate(
     return test_metrics(torch.cat(logits), torch.cat(targets), torch.cat(teacher_logits) if teacher_logits else None)
 
 
-class _Batches:
-    """A user's DataLoader as `Batch`es; the index is -1 where the loader gives none."""
-
-    def __init__(self, loader: Any, name: str) -> None:
-        self.loader = loader
-        self.name = name
-        if loader is not None and (not hasattr(loader, "__len__") or len(loader) == 0):
-            raise ConfigError(f"Expected `{name}` to be a DataLoader with at least one batch, but got {loader!r}.")
-        if loader is None and name == "train":
-            raise ConfigError("Expected `train` to be a DataLoader, but got None.")
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for parts in self.loader:
-            if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
-                raise ConfigError(f"Expected `{self.name}` to give (image, target) or (image, target, index).")
-            image, target = parts[0], parts[1].long()
-            yield Batch(image, target, parts[2] if len(parts) == 3 else torch.full_like(target, -1))
-
-    def transfer_set(self) -> tuple[Tensor, Tensor]:
-        batches = [(batch.index, batch.target) for batch in self]
-        index, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        if (index < 0).any():
-            raise ConfigError(
-                "This method remembers every image: let the DataLoader give (image, target, index), where index is the "
-                "image's place in the dataset."
-            )
-        return index, target
-
-
 class _History(Callback):
-    """Every epoch's means."""
+    """Adds every epoch's means to a list."""
 
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, float]] = []
+    def __init__(self, epochs: list[dict[str, Any]], is_initial: bool) -> None:
+        self.epochs = epochs
+        self.stage = "initial" if is_initial else "main"
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Distiller) -> None:  # type: ignore[override]
-        means = {
-            f"{split}/{name}": value for split, found in module.epoch_means.items() for name, value in found.items()
-        }
-        self.epochs.append({"epoch": trainer.current_epoch + 1, **means})
+        epoch: dict[str, Any] = {"stage": self.stage, "epoch": trainer.current_epoch + 1}
+        for split, means in module.epoch_means.items():
+            epoch |= {f"{split}/{name}": value for name, value in means.items()}
+        self.epochs.append(epoch)

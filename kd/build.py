@@ -1,7 +1,7 @@
-"""The only place that turns configuration into objects, and that tries them on one batch before anything is trained."""
+"""The only place that turns configuration into objects."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,7 +15,7 @@ from kd.errors import ConfigError, UserError
 from kd.foreign_weights import load_foreign
 from kd.losses.objective import Objective
 from kd.losses.term import Setting
-from kd.recipe import File, Node, Plan, Recipe, TeacherPlan
+from kd.recipe import File, Node, Recipe, TeacherPlan
 from kd.schema import RunConfig, TrainerConfig
 from kd.taps import Tapped
 from kd.teachers import Ema, Ensemble, Frozen, NoTeacher, Teacher, Virtual
@@ -65,7 +65,7 @@ def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple
     Everything is initialised from the recipe's seed alone. The network comes first, so that baseline and student start
     from the same weights whatever their objectives draw.
     """
-    model, objective = recipe.model, recipe.objective()
+    objective = recipe.objective()
     facts: dict[str, Any] = {
         "num_classes": data.num_classes,
         "seed": recipe.seed,
@@ -77,25 +77,56 @@ def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple
     layers = objective.layers("student")
     if recipe.teacher.kind == "ema":  # its taps are those of the copied student
         layers = tuple(dict.fromkeys((*layers, *objective.layers("teacher"))))
-    image = torch.zeros(2, *data.image_shape)
 
-    torch.manual_seed(recipe.seed)
-    tapped = Tapped(network(model, data, _role(recipe)), layers, owner="student")
-    setting = sampled(tapped, taught_by, image, **facts)
-    if (wrapped := objective.wrap(bound(model, data), setting)) is not None:
-        if recipe.label != "student":
-            raise ConfigError(
-                f"Method {recipe.method['name']!r} gives the student the teacher's classifier. Such a network cannot "
-                "teach a next one: set teacher.generations=1."
-            )
-        if recipe.initial:
-            raise ConfigError("A method that replaces the student's network cannot have an `initial` stage.")
-        model = wrapped
+    def seeded(model: Node) -> nn.Module:
         torch.manual_seed(recipe.seed)
-        tapped = Tapped(network(model, data, _role(recipe)), owner="student")
-        setting = sampled(tapped, taught_by, image, **facts)
+        return network(model, data, role_of(recipe))
+
+    def replaced(model: Node) -> nn.Module:
+        if recipe.initial or recipe.is_initial:
+            raise ConfigError("A method that replaces the student's network cannot have an `initial` stage.")
+        if recipe.label != "student" or recipe.teacher.kind == "ema":
+            raise ConfigError(
+                f"Method {recipe.method['name']!r} gives the student its teacher's classifier. Such a network cannot "
+                "teach: set teacher.generations=1, and choose no teacher=ema."
+            )
+        return seeded(model)
+
+    tapped = Tapped(seeded(recipe.model), layers, owner="student")
+    image, model = torch.zeros(2, *data.image_shape), bound(recipe.model, data)
+    tapped, replacement = complete(objective, tapped, taught_by, image, model, replaced, **facts)
+    return tapped, objective, recipe.model if replacement is None else replacement
+
+
+def complete(
+    objective: Objective,
+    student: Tapped,
+    taught_by: Teacher,
+    image: Tensor,
+    model: Node,
+    replaced: Callable[[Node], nn.Module],
+    **facts: Any,
+) -> tuple[Tapped, Node | None]:
+    """Let an objective build its parts for a student, with the facts of a `Setting`, after what blank images show.
+
+    Returns the student, or if a term replaces its network, what `replaced` makes of the new one's configuration, and
+    that configuration.
+    """
+    setting = sampled(student, taught_by, image, **facts)
+    replacement = objective.wrap(model, setting)
+    if replacement is not None:
+        student = Tapped(replaced(replacement), owner="student")
+        setting = sampled(student, taught_by, image, **facts)
     objective.build(setting)
-    return tapped, objective, model
+    return student, replacement
+
+
+def wrapped_around(network: nn.Module, model: Node) -> nn.Module:
+    """Build a replacement for a network that exists already."""
+    arguments = {name: value for name, value in model.items() if name not in ("_target_", "network")}
+    built = get_object(model["_target_"])(network=network, **arguments)
+    assert isinstance(built, nn.Module)
+    return built
 
 
 def sampled(student: Tapped, taught_by: Teacher, image: Tensor, **facts: Any) -> Setting:
@@ -132,6 +163,14 @@ def teacher(plan: TeacherPlan, networks: Sequence[nn.Module], taps: Sequence[str
     return Ensemble(tapped) if plan.kind == "ensemble" else Frozen(tapped[0])
 
 
+def teacher_of(recipe: Recipe, networks: Sequence[nn.Module], data: DistillationData) -> Teacher:
+    """Make a recipe's teacher; a method that does not look at one runs without."""
+    objective = recipe.objective()
+    if not objective.needs_teacher:
+        return NoTeacher()
+    return teacher(recipe.teacher, networks, objective.layers("teacher"), data.num_classes)
+
+
 def optimizer_and_schedule(recipe: Recipe) -> tuple[Any, Any]:
     """The partial constructors of a recipe's optimiser and learning-rate schedule."""
     made = []
@@ -158,69 +197,7 @@ def device(trainer: TrainerConfig) -> torch.device:
         ) from error
 
 
-def dry_run(plan: Plan, data: DistillationData) -> None:
-    """Send two images through every arm, untrained: shapes, taps, terms, optimiser, schedule fail here or nowhere."""
-    for recipe in plan.recipes():
-        loader = data.use(recipe.view).train_dataloader()
-        batch = Batch(*(part[:2] for part in data.on_device(next(iter(loader)), torch.device("cpu"))))
-        described = recipe.objective()
-        if described.needs_teacher and recipe.teacher.kind == "none":
-            raise ConfigError(
-                f"Method {recipe.method['name']!r} learns from a teacher, but this run has teacher=none. "
-                "Choose teacher=trained, self, checkpoint, ensemble, ema or virtual."
-            )
-        _try_network(Tapped(network(recipe.model, data, _role(recipe))), batch, data, _role(recipe))
-        members = [_untrained(member, data) for member in recipe.teacher.members]
-        for member in members:
-            _try_network(Tapped(member), batch, data, "teacher")
-        taught_by = teacher(recipe.teacher, members, described.layers("teacher"), data.num_classes)
-        tapped, objective, _ = student(recipe, data, taught_by)
-        _refuse_single_image_batch(nn.ModuleList([tapped, objective]), recipe)
-        with torch.no_grad():
-            objective.eval()(tapped.eval()(batch.image), taught_by(batch), batch)
-        make_optimizer, make_schedule = optimizer_and_schedule(recipe)
-        _try("optim.optimizer", lambda: make_optimizer(tapped.parameters()))  # noqa: B023
-        optimizer = make_optimizer(tapped.parameters())
-        _try("optim.schedule", lambda: make_schedule(optimizer, len(loader), recipe.epochs))  # noqa: B023
-
-
-def _untrained(member: Recipe | File, data: DistillationData) -> nn.Module:
-    """A teacher's member for the dry run; a file is read for good, so that a wrong one is found now."""
-    return foreign_network(member, data) if isinstance(member, File) else network(member.model, data, "teacher")
-
-
-def _try_network(tapped: Tapped, batch: Batch, data: DistillationData, role: str) -> None:
-    shape = tuple(batch.image.shape[1:])
-    name = type(tapped.network).__name__
-    try:
-        with torch.no_grad():
-            logits = tapped.eval()(batch.image).logits
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"The {role}'s network {name} does not fit images of shape {shape} (C, H, W): {reason} "
-            f"Choose another network with model@{'student' if role == 'student' else 'teacher.model'}=NAME."
-        ) from error
-    if tuple(logits.shape) != (len(batch.image), data.num_classes):
-        raise ConfigError(
-            f"The {role}'s network {name} gives outputs of shape {tuple(logits.shape)} for {len(batch.image)} images; "
-            f"expected ({len(batch.image)}, {data.num_classes}): one logit per class."
-        )
-
-
-def _refuse_single_image_batch(trained: nn.Module, recipe: Recipe) -> None:
-    images, size = recipe.data.get("images"), recipe.data.get("batch_size")
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trained.modules())
-    if normalised and images and size and images % size == 1:
-        raise ConfigError(
-            f"With {images} images and data.batch_size={size} the last batch holds a single image, which batch "
-            "normalisation cannot train on. Change data.batch_size, or data.train_limit by one."
-        )
-
-
-def _role(recipe: Recipe) -> str:
+def role_of(recipe: Recipe) -> str:
     return "teacher" if recipe.view.arm == "teacher" else "student"
 
 
@@ -237,7 +214,7 @@ def _instantiate(where: str, node: Node) -> Any:
             raise ConfigError(
                 f"Unknown key `{where}.{name}`.{nearest(name, named)} {node['_target_']} takes: {', '.join(named)}."
             )
-    return _try(where, lambda: instantiate(node, _convert_="all"))
+    return attempt(where, lambda: instantiate(node, _convert_="all"))
 
 
 def _parameters(where: str, node: Node) -> Mapping[str, inspect.Parameter]:
@@ -251,7 +228,7 @@ def _parameters(where: str, node: Node) -> Mapping[str, inspect.Parameter]:
         raise ConfigError(f"Cannot import `{where}._target_`={target!r}: {error}") from error
 
 
-def _try(where: str, make: Any) -> Any:
+def attempt(where: str, make: Any) -> Any:
     """Return what `make` returns; a refusal of the configured values becomes a `ConfigError`."""
     try:
         return make()

@@ -1,13 +1,12 @@
 """Recipes: everything that determines a trained network's weights, and so its key in the store."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kd.data.base import DistillationData, View
-from kd.losses.configure import build_objective
+from kd.losses.configure import build_objective, first_stage, first_stage_epochs
 from kd.losses.objective import Objective
 from kd.losses.term import Roles
 from kd.schema import OptimConfig, RunConfig
@@ -80,9 +79,8 @@ class Recipe:
         skipped = ("name", "initial")
         method = {name: value for name, value in self.method.items() if name not in skipped and value not in (None, {})}
         objective = self.objective()
-        layers = {side: list(names) for side in ("student", "teacher") if (names := objective.layers(side))}
         return {
-            **({"layers": layers} if layers else {}),
+            **({"layers": layers} if (layers := objective.layers_by_term()) else {}),
             **({"peer": self.peer} if objective.needs_peer else {}),
             **({"initial": self.initial.key} if self.initial else {}),
             "model": self.model,
@@ -182,14 +180,13 @@ def _distilled(
     config: RunConfig, data: DistillationData, label: str, model: Node, teacher: TeacherPlan, *, offset: int = 0
 ) -> Recipe:
     """The recipe of a network trained with the run's method, with that of the method's first stage if it has one."""
-    first, whole = config.method.initial, vars(config.method) | {"initial": None}
-    if first is None:
-        return _recipe(config, data, label, model, whole, teacher, offset=offset)
-    method = {"name": config.method.name, "terms": first.terms}
-    initial = _recipe(config, data, label + INITIAL, model, method, teacher, offset=offset)
-    epochs = first.epochs or math.ceil(config.trainer.max_epochs / 8)
-    initial = replace(initial, epochs=epochs, is_initial=True)
-    return replace(_recipe(config, data, label, model, whole, teacher, offset=offset), initial=initial)
+    method = asdict(config.method)
+    recipe = _recipe(config, data, label, model, method | {"initial": None}, teacher, offset=offset)
+    if (first := first_stage(method)) is None:
+        return recipe
+    initial = _recipe(config, data, label + INITIAL, model, first, teacher, offset=offset)
+    initial = replace(initial, epochs=first_stage_epochs(method, recipe.epochs), is_initial=True)
+    return replace(recipe, initial=initial)
 
 
 def _recipe(

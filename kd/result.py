@@ -15,7 +15,6 @@ import kd
 from kd.curves import read_metrics, write_metrics
 from kd.data import DistillationData
 from kd.folder import RESULT
-from kd.losses.configure import build_objective
 from kd.nets.cost import macs, parameters
 from kd.recipe import Plan
 from kd.schema import ClaimConfig, RunConfig
@@ -73,6 +72,7 @@ def arm(
 def assemble(
     config: RunConfig,
     config_hash: str,
+    planned: Plan,
     data: DistillationData,
     arms: dict[str, Any],
     device: torch.device,
@@ -96,7 +96,7 @@ def assemble(
             "omitted": data.omit,
             "omitted_from": data.omit_from if data.omit else [],
         },
-        "method": {**asdict(config.method), "objective": build_objective(vars(config.method)).describe()},
+        "method": {**asdict(config.method), "objective": planned.student.objective().describe()},
         "arms": arms,
         "claim": _claim(config.claim, arms),
     }

@@ -28,6 +28,7 @@ def run(raw: DictConfig) -> None:
 
     # Torch takes seconds to import: not before it is needed.
     from kd import build, evaluate, report, result
+    from kd.dry_run import dry_run
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
@@ -38,7 +39,7 @@ def run(raw: DictConfig) -> None:
     device = build.device(config.trainer)
     data = build.data(config)
     planned = plan(config, data)
-    build.dry_run(planned, data)
+    dry_run(planned, data)
     store = Store(config.store.root)
     folders.prepare(folder, config)
     tracking = Tracking(config, folder)
@@ -50,7 +51,7 @@ def run(raw: DictConfig) -> None:
         for recipe in planned.recipes():
             trainings.obtain(recipe)
         arms = evaluate.arms(planned, trainings, device)
-        content = result.assemble(config, digest, data, arms, device, time.perf_counter() - started)
+        content = result.assemble(config, digest, planned, data, arms, device, time.perf_counter() - started)
         result.write(folder, content, planned, trainings)
         report.write_page([folder], folder / "report.html")
         tracking.finish(content)

@@ -24,7 +24,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "virtual": ("correct_probability",),
     "none": (),
 }
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOGGERS = ("auto", "csv", "wandb")
 ARMS = ("teacher", "baseline", "student")
 
@@ -49,10 +49,7 @@ class TeacherConfig:
 
 @dataclass
 class InitialConfig:
-    """A first stage with terms of its own. Null epochs: an eighth of trainer.max_epochs, rounded up.
-
-    An eighth is what the distillation tables give it (30 of 240 epochs; Tian et al. 2020, 1910.10699).
-    """
+    """A first stage with terms of its own. Null epochs: an eighth of trainer.max_epochs, rounded up."""
 
     epochs: int | None = None
     terms: dict[str, Any] = MISSING

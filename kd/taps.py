@@ -51,6 +51,9 @@ class Tapped(nn.Module):
         return Output(output, {})
 
     def _trace(self) -> None:
+        for module in self.network.modules():
+            if getattr(module, "inplace", False) is True:  # it would overwrite the tap before it
+                module.inplace = False  # type: ignore[assignment]
         modes = [(module, module.training) for module in self.network.modules()]
         try:
             traced = {training: _graph(self.network.train(training)) for training in (True, False)}
@@ -63,6 +66,7 @@ class Tapped(nn.Module):
         if any(getattr(graph.output_node().args[0], "target", None) is Output for graph, _ in traced.values()):
             return  # it makes an `Output` itself
         self._require([name for name in traced[False][1] if name in traced[True][1]])
+        _refuse_overwritten(traced[True][1], self.names, self.owner)
         self._forwards = {training: _forward(self.network, *found, self.names) for training, found in traced.items()}
 
     def _require(self, known: Collection[str]) -> None:
@@ -72,7 +76,7 @@ class Tapped(nn.Module):
                 role = f" It names no layer for this role: set {where}.taps.{name} (in Python, {self.owner}_layers)."
                 hint = role if name in ROLES else ""
                 raise ConfigError(
-                    f"Unknown layer {name!r} of the {self.owner}.{hint}{nearest(name, known)} "
+                    f"Unknown layer {name!r} of the {self.owner}.{hint}{nearest(name, [*known, *ROLES])} "
                     f"Known: {', '.join(known)}."
                 )
 
@@ -92,6 +96,19 @@ def _graph(network: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
             parts = name.split(".")
             names.update({".".join(parts[:length]): node for length in range(1, len(parts) + 1)})
     return graph, names
+
+
+def _refuse_overwritten(names: dict[str, fx.Node], taps: Sequence[str], owner: str) -> None:
+    """Raise `ConfigError` if the code that follows a tap changes it in place."""
+    for tap in taps:
+        for user in names[tap].users:
+            method = user.op == "call_method" and str(user.target).endswith("_") and not str(user.target).endswith("__")
+            function = user.op == "call_function" and user.kwargs.get("inplace") is True
+            if (method or function) and user.args and user.args[0] is names[tap]:
+                raise ConfigError(
+                    f"Layer {tap!r} of the {owner} cannot be read: {user} changes it in place. "
+                    "Write that without in-place, or name the layer behind it."
+                )
 
 
 def _forward(network: nn.Module, graph: fx.Graph, names: dict[str, fx.Node], taps: Sequence[str]) -> Forward:

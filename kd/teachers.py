@@ -102,11 +102,13 @@ class Ema(Teacher):
         self.average: AveragedModel | None = None
 
     def start(self, student: Tapped) -> None:
-        average_fn = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(student, multi_avg_fn=average_fn, use_buffers=True)
-        average.update_parameters(student)  # the first call copies
-        self.average = freeze(average)
-        self.networks = (self.average,)
+        """Begin with a copy of the student; again, into the same network, which others may hold by now."""
+        if self.average is None:
+            average_fn = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+            self.average = freeze(AveragedModel(student, multi_avg_fn=average_fn, use_buffers=True))
+            self.networks = (self.average,)
+        self.average.n_averaged.zero_()
+        self.average.update_parameters(student)  # the first call copies
 
     def output(self, batch: Batch) -> Output:
         assert self.average is not None, "Ema.start comes before the first batch"

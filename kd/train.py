@@ -102,13 +102,17 @@ class Trainings:
 
     def _train(self, recipe: Recipe) -> Entry:
         data = self.data.use(recipe.view)
-        taps = recipe.objective().layers("teacher")
-        teacher = build.teacher(recipe.teacher, self._members(recipe.teacher), taps, data.num_classes)
+        teacher = build.teacher_of(recipe, self._members(recipe.teacher), data)
         student, objective, model = build.student(recipe, data, teacher)
         if recipe.initial:
             self.obtain(recipe.initial).load_into(student.network)
-            if learned := self.store.get(recipe.initial.key + TERMS_SUFFIX):
-                objective.carry_over(learned.weights())
+            learned = self.store.get(recipe.initial.key + TERMS_SUFFIX)
+            if learned is None:
+                raise StoreError(
+                    f"{self.store.root} has no {recipe.initial.key}{TERMS_SUFFIX} beside {recipe.initial.key}. "
+                    "Delete the latter; the first stage is then trained again."
+                )
+            objective.carry_over(learned.weights())
         optimizer, schedule = build.optimizer_and_schedule(recipe)
         module = Distiller(
             recipe.view.arm, student, teacher, objective, optimizer, schedule,

@@ -30,6 +30,17 @@ class Small(nn.Module):
         return self.fc(self.stage2(self.stage1(image)).mean((2, 3)).flatten(1))
 
 
+class Parametric(nn.Module):
+    """Has a parameter of its own, and nothing that would reset it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(64, 10))
+
+    def forward(self, image):
+        return image.flatten(1) @ self.weight
+
+
 def loaders(*, index=True):
     digits = load_digits()
     image = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
@@ -80,8 +91,8 @@ def test_every_method_trains_a_foreign_student(method):
     assert same(before, state(teacher)), "the teacher was changed"
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
     assert teacher.training
-    assert not same(start, state(student))
-    assert len(result.history) == 2
+    assert same(start, state(student)) == (method == "simkd")
+    assert len([epoch for epoch in result.history if epoch["stage"] == "main"]) == 2
     assert result.metrics["val"]["epoch"] in (1, 2)
     assert result.metrics["test"]["n"] == 96
     assert (result.student is student) == (method != "simkd")
@@ -112,6 +123,47 @@ def test_the_selected_epoch_is_returned():
     assert correct.float().mean().item() == pytest.approx(max(accuracy))
 
 
+def test_the_history_has_both_stages():
+    train, val, _ = loaders()
+    result = distill(Small(4), Small(8), train, method="fitnets", epochs=9, val=val,
+                     student_layers=ROLES, teacher_layers=ROLES)  # fmt: skip
+    assert [(one["stage"], one["epoch"]) for one in result.history][:3] == [("initial", 1), ("initial", 2), ("main", 1)]
+    assert len(result.history) == 11
+    assert "val/accuracy" not in result.history[0]
+
+
+@pytest.mark.parametrize("teacher", [None, "frozen"])
+def test_a_peer_is_untrained_at_first_and_trains(teacher):
+    train, _, _ = loaders()
+    torch.manual_seed(0)
+    student = Small(4)
+    frozen = Small(8).eval().requires_grad_(False)
+    start = state(student if teacher is None else frozen)
+    result = distill(student, None if teacher is None else frozen, train, method="mutual", epochs=2)
+    peer = result.delivered["peer"]
+    assert not any(state(peer)[name].equal(value) for name, value in start.items())
+    if teacher is None:
+        assert not same(state(peer), state(student))
+    assert result.history[1]["train/mutual"] < result.history[0]["train/mutual"]
+
+
+def test_simkd_leaves_the_passed_student_as_it_is():
+    train, _, _ = loaders()
+    student = Small(4)
+    before = state(student)
+    distill(student, Small(8), train, method="simkd", epochs=1, student_layers=ROLES, teacher_layers=ROLES)
+    assert same(before, state(student))
+
+
+def test_layers_that_are_frozen_stay_so():
+    train, _, _ = loaders()
+    student = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    student[1].eval()
+    before = student[1].running_mean.clone()
+    distill(student, None, train, method="hard", epochs=1)
+    assert student[1].running_mean.equal(before)
+
+
 def test_losses_fall():
     train, _, _ = loaders()
     torch.manual_seed(0)
@@ -137,6 +189,18 @@ def test_losses_fall():
         ({"student": nn.Conv2d(1, 4, 3)}, "logits"),
         ({"train": []}, "at least one batch"),
         ({"train": [torch.zeros(2, 1, 8, 8)]}, "image, target"),
+        ({"train": [(torch.zeros(2, 1, 8, 8), [0, 1])]}, "list"),
+        ({"method": method_config("kd") | {"temprature": 9.0}}, "Did you mean 'temperature'"),
+        ({"method": method_config("fitnets") | {"initial": {"epochs": 2}}}, "method.initial.terms"),
+        ({"seed": "a"}, "seed"),
+        ({"student": Small(4).requires_grad_(False)}, "nothing would be trained"),
+        ({"method": "rkd", "student_layers": {"embedding": 3}, "teacher_layers": ROLES}, "embedding"),
+        ({"method": "mutual", "teacher": Parametric()}, "reset_parameters"),
+        (
+            {"method": "crd", "train": DataLoader(loaders()[0].dataset, 50, drop_last=True)}
+            | {"student_layers": ROLES, "teacher_layers": ROLES},
+            "drop_last",
+        ),
         (
             {"method": "crd", "train": loaders(index=False)[0], "student_layers": ROLES, "teacher_layers": ROLES},
             "index",

@@ -291,3 +291,37 @@ def test_a_network_that_gives_its_taps_itself(make, names):
 def test_a_network_that_gives_other_taps(make):
     with pytest.raises(ConfigError, match=r"Unknown layer 'feature' of the network\. Did you mean 'features'\?"):
         Tapped(make(), ["feature"])(IMAGE)
+
+
+def test_in_place_modules_do_not_overwrite_the_tap_before_them():
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(8), nn.ReLU(inplace=True))
+    tapped = Tapped(network, ["1"])
+    assert tapped(torch.randn(4, 8)).taps["1"].min() < 0
+
+
+class InPlace(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, image):
+        x = self.norm(image)
+        if self.how == "method":
+            return x.relu_()
+        if self.how == "function":
+            return torch.nn.functional.relu(x, inplace=True)
+        x += image
+        return x
+
+
+def test_in_place_operators_do_not_overwrite_a_tap():
+    tapped, image = Tapped(InPlace("operator"), ["norm"]), torch.randn(4, 8)
+    logits, taps = tapped(image)
+    torch.testing.assert_close(taps["norm"] + image, logits)
+
+
+@pytest.mark.parametrize("how", ["method", "function"])
+def test_a_tap_that_the_code_overwrites_is_refused(how):
+    with pytest.raises(ConfigError, match="in place"):
+        Tapped(InPlace(how), ["norm"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd.check import integer, number
 from kd.losses._numeric import matched_batches, matched_features
 from kd.losses._shapes import same_size
-from kd.losses.term import FeatureTerm, Layers, Roles, Setting, Term, layer_names, read
+from kd.losses.term import FeatureTerm, Layers, Roles, Setting, Term, layer_names, listed, read
 from kd.types import Batch, Output
 
 NO_LENGTH = 1e-6  # factors shorter than this are not scaled up to length 1: their gradient would explode
@@ -82,7 +82,7 @@ class Paraphrase(Term):
 
     def __init__(self, teacher: Layers = "final", rate: float = 0.5) -> None:
         super().__init__()
-        self.asked = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        self.asked = listed("teacher", teacher)
         self.rate = number("rate", rate, above=0.0)
 
     def resolve(self, student: Roles, teacher: Roles) -> None:
@@ -114,6 +114,7 @@ class FactorTransfer(FeatureTerm):
 
     symbol = "factor"
     dims = (4,)
+    carried = ("paraphraser",)
 
     def __init__(self, student: Layers = "final", teacher: Layers = "final", rate: float = 0.5, p: int = 1) -> None:
         super().__init__(student, teacher)

@@ -68,7 +68,7 @@ class MutualLearning(Term):
                 "Mutual learning needs an untrained network beside the student, but there is none to make."
             )
         for name in self.names:
-            self.add_module(name, setting.new_peer())
+            self.add_module(name, setting.new_peer().train().requires_grad_(True))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         peers = [_logits(network(batch.image)) for network in self.delivered().values()]

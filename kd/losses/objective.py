@@ -20,9 +20,11 @@ class Objective(nn.Module):
         terms: the terms by name, in the order in which they are printed and logged.
         weights: each term's weight, a number of at least 0, by the same names; not all of them 0.
         schedules: how weights change over the epochs, for those that do.
+        where: where the terms are configured, for messages.
 
     Raises:
-        ConfigError: no terms, names that differ or cannot be used, or a weight out of range.
+        ConfigError: no terms, names that differ or cannot be used, a weight out of range, or an epoch in which no term
+            has a weight.
     """
 
     weights: dict[str, float]
@@ -32,8 +34,11 @@ class Objective(nn.Module):
         terms: Mapping[str, Term],
         weights: Mapping[str, float],
         schedules: Mapping[str, WeightSchedule] | None = None,
+        *,
+        where: str = "method.terms",
     ) -> None:
         super().__init__()
+        self.where = where
         if not terms:
             raise ConfigError("Expected at least one loss term, but got none.")
         if set(terms) != set(weights):
@@ -43,6 +48,13 @@ class Objective(nn.Module):
             raise ConfigError(f"Expected a loss term with a weight above 0, but got {self.weights}.")
         self.schedules = {name: (schedules or {}).get(name, WeightSchedule()) for name in terms}
         self.epoch = 0
+        turns = {0, *(epoch for schedule in self.schedules.values() for epoch in schedule.turns())}
+        for epoch in sorted(turns):
+            if not any(self._weights(epoch).values()):
+                raise ConfigError(
+                    f"No loss term has a weight above 0 in epoch {epoch + 1}: let one start with the training "
+                    f"(`{where}.NAME.schedule.start_epoch`)."
+                )
         try:
             self.terms = nn.ModuleDict(dict(terms))
         except KeyError as error:  # a dot, or the name of one of ModuleDict's own attributes
@@ -58,12 +70,10 @@ class Objective(nn.Module):
         """
         values = {}
         for name, term in self._named_terms():
-            with _naming(name):
+            with self._naming(name):
                 values[name] = term(student, teacher, batch)
-        weights = {name: weight * self.schedules[name](self.epoch) for name, weight in self.weights.items()}
+        weights = self._weights(self.epoch)
         weighted = [weights[name] * value for name, value in values.items() if weights[name] > 0]
-        if not weighted:  # every term waits for its first epoch: a step that changes nothing
-            weighted = [0.0 * value for name, value in values.items() if self.weights[name] > 0]
         total = weighted[0]
         for value in weighted[1:]:
             total = total + value
@@ -78,8 +88,15 @@ class Objective(nn.Module):
 
     def layers(self, side: str) -> tuple[str, ...]:
         """The intermediate outputs that the terms read of the "student" or the "teacher", each once."""
-        names = [name for _, term in self._named_terms() for name in getattr(term, f"{side}_layers")]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(name for read in self.layers_by_term().values() for name in read[side]))
+
+    def layers_by_term(self) -> dict[str, dict[str, list[str]]]:
+        """For each term that reads intermediate outputs, those of the "student" and of the "teacher"."""
+        return {
+            name: {"student": list(term.student_layers), "teacher": list(term.teacher_layers)}
+            for name, term in self._named_terms()
+            if term.student_layers or term.teacher_layers
+        }
 
     def wrap(self, model: dict[str, Any], setting: Setting) -> dict[str, Any] | None:
         """The configuration of the network that a term wants trained in place of the student's; None: the student's.
@@ -94,7 +111,7 @@ class Objective(nn.Module):
     def build(self, setting: Setting) -> None:
         """Let every term make its own parts. Raises `ConfigError` naming the term that cannot."""
         for name, term in self._named_terms():
-            with _naming(name):
+            with self._naming(name):
                 term.build(setting)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -106,14 +123,26 @@ class Objective(nn.Module):
     def carry_over(self, weights: Mapping[str, Tensor]) -> None:
         """Take over from an earlier stage's `terms` the parts that both stages have.
 
-        A part is a submodule with the same name in a term of the same name, e.g. `factor.paraphraser`.
+        A part is a submodule with the same name in a term of the same name, e.g. `factor.paraphraser`. Raises
+        `ConfigError` if a part differs in size, or if there is none where a term needs one.
         """
         for name, term in self._named_terms():
             for part, module in term.named_children():
                 prefix = f"{name}.{part}."
                 found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
                 if found:
-                    module.load_state_dict(found)
+                    try:
+                        module.load_state_dict(found)
+                    except RuntimeError as error:
+                        reason = str(error).splitlines()[-1].strip()
+                        raise ConfigError(
+                            f"`{self.where}.{name}` differs from the same term of the first stage: {reason}"
+                        ) from error
+                elif part in term.carried:
+                    raise ConfigError(
+                        f"`{self.where}.{name}` goes on with what a first stage has trained, but "
+                        f"`method.initial.terms` has no term {name!r} with a {part}."
+                    )
 
     def delivered(self) -> dict[str, nn.Module]:
         """Networks that are delivered beside the student, by name."""
@@ -156,27 +185,24 @@ class Objective(nn.Module):
     def describe_layers(self) -> list[str]:
         """Say for each term that reads layers which: `rkd reads flatten of the student; flatten of the teacher`."""
         lines = []
-        for name, term in self._named_terms():
-            read = [
-                f"{', '.join(layers)} of the {side}"
-                for side, layers in (("student", term.student_layers), ("teacher", term.teacher_layers))
-                if layers
-            ]
-            if read:
-                lines.append(f"{name} reads {'; '.join(read)}")
+        for name, read in self.layers_by_term().items():
+            sides = [f"{', '.join(layers)} of the {side}" for side, layers in read.items() if layers]
+            lines.append(f"{name} reads {'; '.join(sides)}")
         return lines
+
+    def _weights(self, epoch: int) -> dict[str, float]:
+        return {name: weight * self.schedules[name](epoch) for name, weight in self.weights.items()}
+
+    @contextmanager
+    def _naming(self, term: str) -> Iterator[None]:
+        """Say which term it is that cannot work."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"`{self.where}.{term}`: {error}") from error
 
     def _named_terms(self) -> Iterator[tuple[str, Term]]:
         return ((name, cast(Term, term)) for name, term in self.terms.items())
-
-
-@contextmanager
-def _naming(term: str) -> Iterator[None]:
-    """Say which term it is that cannot work."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"`method.terms.{term}`: {error}") from error
 
 
 def _format_weight(weight: float) -> str:

@@ -29,6 +29,10 @@ class WeightSchedule:
         grown = min((epoch - self.start_epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return grown * self.factor ** sum(epoch >= step for step in self.step_epochs)
 
+    def turns(self) -> list[int]:
+        """The epochs at which the factor changes by a step."""
+        return [self.start_epoch, *self.step_epochs]
+
     def describe(self) -> str:
         """Return the schedule in words, e.g. "from epoch 5, warmed up over 20"; empty if the weight is constant."""
         parts = [f"from epoch {self.start_epoch + 1}"] if self.start_epoch else []

@@ -47,6 +47,7 @@ class Term(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = True
     needs_student: ClassVar[bool] = True  #: False for a first stage that trains nothing of the student's
     needs_peer: ClassVar[bool] = False  #: whether `build` calls `setting.new_peer`
+    carried: ClassVar[tuple[str, ...]] = ()  #: submodules that a first stage must have trained
     student_layers: tuple[str, ...] = ()  #: the intermediate outputs it reads, of the student
     teacher_layers: tuple[str, ...] = ()  #: and of the teacher
 
@@ -96,7 +97,7 @@ class FeatureTerm(Term):
 
     def __init__(self, student: Layers, teacher: Layers) -> None:
         super().__init__()
-        self.asked = {"student": _listed("student", student), "teacher": _listed("teacher", teacher)}
+        self.asked = {"student": listed("student", student), "teacher": listed("teacher", teacher)}
 
     def resolve(self, student: Roles, teacher: Roles) -> None:
         ours, theirs = layer_names(self.asked["student"], student), layer_names(self.asked["teacher"], teacher)
@@ -128,6 +129,11 @@ class FeatureTerm(Term):
 def read(output: Output | None, layers: Sequence[str], owner: str, dims: Sequence[int], symbol: str) -> list[Tensor]:
     """Return an output's taps by name, in order; raise `ConfigError` if one is missing or has other dimensions."""
     if output is None or any(name not in output.taps for name in layers):
+        if owner == "student":
+            raise ConfigError(
+                f"{symbol} reads layers of the student ({', '.join(layers)}), which its network does not give. A term "
+                "that replaces the student's network (SimKD) cannot be combined with one that reads its layers."
+            )
         raise ConfigError(
             f"{symbol} reads layers of the {owner} ({', '.join(layers)}), but this run's {owner} gives only logits: "
             "choose a teacher that is one network (teacher=trained, self, checkpoint or ema)."
@@ -145,14 +151,17 @@ def read(output: Output | None, layers: Sequence[str], owner: str, dims: Sequenc
 
 def layer_names(asked: Sequence[str], roles: Roles) -> tuple[str, ...]:
     """Replace the roles among `asked` by the names of their layers; what is no role is the name of a layer already."""
-    known = {role: _listed(f"taps.{role}", layers) for role, layers in roles.items() if layers}
+    if not isinstance(roles, Mapping):
+        raise ConfigError(f"Expected `taps` to name layers by role, such as {{embedding: flatten}}, but got {roles!r}.")
+    known = {role: listed(f"taps.{role}", layers) for role, layers in roles.items() if layers is not None}
     if stages := known.get("stages"):
         known = {"middle": (stages[(len(stages) - 1) // 2],), "final": (stages[-1],), **known}
     return tuple(name for word in asked for name in known.get(word, (word,)))
 
 
-def _listed(name: str, layers: Any) -> tuple[str, ...]:
-    listed = (layers,) if isinstance(layers, str) else tuple(layers or ())
-    if not listed or not all(isinstance(layer, str) and layer for layer in listed):
+def listed(name: str, layers: Any) -> tuple[str, ...]:
+    """Return one name or a list of names as a tuple, or raise `ConfigError`."""
+    names = (layers,) if isinstance(layers, str) else layers
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(one, str) and one for one in names):
         raise ConfigError(f"Expected `{name}` to name one layer or a list of layers, but got {layers!r}.")
-    return listed
+    return tuple(names)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import get_class
 from torch import nn
 
 from kd import method_config
-from kd.build import sampled
-from kd.losses.configure import build_objective
+from kd.build import complete, wrapped_around
+from kd.losses.configure import build_objective, first_stage
 from kd.taps import Tapped
 from kd.teachers import Frozen
 from kd.types import Batch, Output
@@ -54,7 +53,7 @@ class Arm:
     def __init__(self, name: str, stage: str) -> None:
         torch.manual_seed(0)
         config = method_config(name)
-        config = {"name": name, "terms": config["initial"]["terms"]} if stage == "initial" else config
+        config = first_stage(config) if stage == "initial" else config
         self.objective = build_objective(config, ROLES, ROLES)
         self.teacher = Frozen(Tapped(Net(6, 2), self.objective.layers("teacher")))
         self.student = Tapped(Net(4, 1), self.objective.layers("student"))
@@ -65,13 +64,11 @@ class Arm:
             "transfer_set": lambda: (torch.arange(40), torch.arange(40) % CLASSES),
             "new_peer": lambda: Net(6, 2),
         }
-        blank = torch.zeros(2, 1, 8, 8)
-        setting = sampled(self.student, self.teacher, blank, **facts)
-        if wrapped := self.objective.wrap({}, setting):
-            target = get_class(wrapped.pop("_target_"))
-            self.student = Tapped(target(**wrapped | {"network": self.student.network}))
-            setting = sampled(self.student, self.teacher, blank, **facts)
-        self.objective.build(setting)
+        network = self.student.network
+        self.student, _ = complete(
+            self.objective, self.student, self.teacher, torch.zeros(2, 1, 8, 8), {},
+            lambda model: wrapped_around(network, model), **facts,
+        )  # fmt: skip
         self.objective.begin_epoch(50)  # past every warm-up
 
     def trained(self) -> list[nn.Parameter]:
