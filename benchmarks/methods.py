@@ -1,7 +1,8 @@
 """The table of all methods in docs/methods.md: what each needs, what a step costs, and whether it trains.
 
-    python -m benchmarks.methods           write docs/methods.md from docs/methods.json
-    python -m benchmarks.methods measure   measure first; trains what is missing of experiment=cifar_small (an hour)
+    python -m benchmarks.methods            write docs/methods.md from docs/methods.json
+    python -m benchmarks.methods cost       measure the steps first (ten minutes)
+    python -m benchmarks.methods accuracy   first train what is missing of experiment=cifar_small (two hours)
 
 Cost: one process, one thread, methods in turn in every round; a method's figure is the median over the rounds of its
 seconds divided by plain KD's in the same round. Accuracy: result.json of every method and seed.
@@ -98,38 +99,60 @@ def measured_cost() -> dict[str, dict[str, float]]:
     return cost
 
 
-def measured_accuracy() -> dict[str, dict[str, list[float]]]:
+def measured_accuracy() -> dict[str, dict[str, list[float | None]]]:
     """Test accuracies of every method on experiment=cifar_small, seed by seed; trains what is missing."""
-    found: dict[str, dict[str, list[float]]] = {}
     for name in METHODS:
+        if name in (found := finished_runs()) and all(None not in values for values in found[name].values()):
+            continue
         command = f"-m kd.run -m experiment=cifar_small method={name} seed={','.join(map(str, SEEDS))} logger=csv"
         print(f"python {command}", flush=True)
         subprocess.run([sys.executable, *command.split()], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    for path in ROOT.glob("outputs/cifar_small/sweep-*/*/result.json"):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        name, seed = result["method"]["name"], result["seed"]
-        if name in METHODS and seed in SEEDS:
-            runs = found.setdefault(name, {arm: [0.0] * len(SEEDS) for arm in result["arms"]})
+    return finished_runs()
+
+
+def finished_runs() -> dict[str, dict[str, list[float | None]]]:
+    """Test accuracies by method and arm, in the order of the seeds; None for a seed that has not run."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for name in METHODS:
+        for path in sorted(ROOT.glob(f"outputs/cifar_small/sweep-*/method-{name}_seed-*/result.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            runs = found.setdefault(name, {arm: [None] * len(SEEDS) for arm in result["arms"]})
             for arm, block in result["arms"].items():
-                runs[arm][SEEDS.index(seed)] = block["test"]["accuracy"]
+                runs[arm][SEEDS.index(result["seed"])] = block["test"]["accuracy"]
     return found
 
 
-def measure() -> None:
-    content = {
-        "pair": [TEACHER, STUDENT],
-        "batch": BATCH,
-        "rounds": ROUNDS,
-        "seeds": list(SEEDS),
-        "device": f"cpu, 1 thread ({os.cpu_count()} cores), {platform.machine()}",
-        "torch": torch.__version__,
-        "accuracy": measured_accuracy(),
-        "cost": measured_cost(),
-    }
+def measure(what: str) -> None:
+    """Measure one part of docs/methods.json anew and leave the other as it is."""
+    content = json.loads(DATA.read_text(encoding="utf-8")) if DATA.is_file() else {}
+    if what == "cost":
+        device = f"cpu, 1 thread ({os.cpu_count()} cores), {platform.machine()}, torch {torch.__version__}"
+        setup = {"pair": [TEACHER, STUDENT], "batch": BATCH, "rounds": ROUNDS, "device": device}
+        content |= {"cost_setup": setup, "cost": measured_cost()}
+    else:
+        content |= {"seeds": list(SEEDS), "accuracy": measured_accuracy()}
     DATA.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
+
+
+INTRODUCTION = """# All methods
+
+Written by `python -m benchmarks.methods` from `docs/methods.json`. Each method is one file in `kd/losses/`, whose
+docstrings state the equation, the source, and where published code departs from the paper, and one in `conf/method/`.
+
+- **step**: a training step's time over plain KD's, {teacher} to {student}, batch {batch}, the median of {rounds} rounds
+  in one process ({device}), as `python -m benchmarks.methods cost` measured it. In brackets, a step of the first stage.
+- **parameters**: what the method trains beside the student of {student}.
+- **accuracy**: mean and standard deviation of the test accuracy over {seeds} seeds of `python -m kd.run
+  experiment=cifar_small method=NAME`, as `python -m benchmarks.methods accuracy` collected it: the same 3,000 images of
+  CIFAR-10, 8 epochs and networks (resnet20 to resnet8) for all. **A sanity check that every method trains, not a
+  ranking**: the weights are those published for other networks, 240 epochs and SGD; so short a training leaves the
+  teacher poor; warm-ups of 20 epochs never end; and a first stage comes on top of the 8 epochs.
+
+| method | what it is | transfers | reads and needs | step | parameters | accuracy |
+|---|---|---|---|--:|--:|--:|"""
 
 
 def facts(name: str) -> tuple[str, str]:
@@ -150,28 +173,9 @@ def facts(name: str) -> tuple[str, str]:
 
 def render(content: dict[str, Any]) -> str:
     """Return docs/methods.md."""
-    teacher, student = content["pair"]
-    lines = [
-        "# All methods",
-        "",
-        "Written by `python -m benchmarks.methods` from `docs/methods.json`; `python -m benchmarks.methods measure` "
-        "measures anew. Each method is one file in `kd/losses/` and one in `conf/method/`, whose docstring states the "
-        "equation, the source, and where published code departs from the paper.",
-        "",
-        f"- **step**: a training step's time over plain KD's, {teacher} to {student}, batch {content['batch']}, median "
-        f"of {content['rounds']} rounds in one process ({content['device']}, torch {content['torch']}). In brackets, a "
-        "step of the first stage.",
-        f"- **parameters**: what the method trains beside the student of {student}.",
-        "- **accuracy**: mean and standard deviation of the test accuracy over "
-        f"{len(content['seeds'])} seeds of `python -m kd.run experiment=cifar_small method=NAME`: the same 3,000 "
-        "images of CIFAR-10, 8 epochs and networks (resnet20 to resnet8) for all. **This is a sanity check that every "
-        "method trains, not a ranking**: the weights are those published for other networks, 240 epochs and SGD, the "
-        "teacher is hardly better than its student, and warm-ups of 20 epochs never end. A first stage comes on top of "
-        "the 8 epochs.",
-        "",
-        "| method | what it is | transfers | reads and needs | step | parameters | accuracy |",
-        "|---|---|---|---|--:|--:|--:|",
-    ]
+    setup = content["cost_setup"]
+    teacher, student = setup["pair"]
+    lines = [INTRODUCTION.format(teacher=teacher, student=student, seeds=len(content["seeds"]), **setup)]
     for name in METHODS:
         transfers, needs = facts(name)
         cost, runs = content["cost"][name], content["accuracy"][name]
@@ -203,8 +207,8 @@ def footer(accuracy: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["measure"]:
-        measure()
+    if sys.argv[1:] in (["cost"], ["accuracy"]):
+        measure(sys.argv[1])
     elif sys.argv[1:]:
         raise SystemExit(__doc__)
     PAGE.write_text(render(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")
