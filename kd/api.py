@@ -193,9 +193,7 @@ def _build(
         raise ConfigError(
             f"Expected the student to return logits (batch, classes), but got shape {tuple(logits.shape)}."
         )
-    torch.manual_seed(
-        key_seed(seed, 0)
-    )  # hashed: a peer must not start like a student that was seeded with this number
+    torch.manual_seed(key_seed(seed, 0))  # a peer must not start like a student that the user seeded with this number
     tapped, _ = complete(
         objective, tapped, taught_by, image, {}, lambda model: wrapped_around(copy.deepcopy(student), model),
         num_classes=logits.shape[1], seed=seed, student_roles=roles["student"], teacher_roles=roles["teacher"],

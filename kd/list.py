@@ -29,7 +29,8 @@ def listing(folder: Path) -> str:
     blocks = []
     for group, title in TITLES.items():
         files = sorted(p for p in (folder / group).glob("*.yaml") if not p.stem.startswith("_"))
-        rows = [f"  {path.stem:<16} {description(path)}" for path in files]
+        width = max(len(path.stem) for path in files)
+        rows = [f"  {path.stem:<{width}}  {description(path)}" for path in files]
         blocks.append("\n".join([title, *rows]))
     return "\n\n".join(blocks)
 
