@@ -28,6 +28,8 @@ def cut_off(folder: Path, sign: int, *arguments: str) -> tuple[int, str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that starts the tests in the background has them, and what they start, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     started = time.monotonic()
     while not list(folder.glob("outputs/digits_kd/*/checkpoints/*.ckpt")):
