@@ -211,7 +211,10 @@ def main() -> None:
         measure(sys.argv[1])
     elif sys.argv[1:]:
         raise SystemExit(__doc__)
-    PAGE.write_text(render(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")
+    content = json.loads(DATA.read_text(encoding="utf-8"))
+    if missing := {"cost", "accuracy"} - set(content):
+        raise SystemExit(f"{DATA} lacks {missing.pop()}: measure it too.")
+    PAGE.write_text(render(content), encoding="utf-8")
     print(PAGE)
 
 
