@@ -32,6 +32,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for title, text in ROWS.items():
         table.add_row(title, *(escape(text(block)) for block in arms.values()))
+    if any(block.get("initial_epochs") for block in arms.values()):
+        table.add_row("epochs", *(_epochs(block) for block in arms.values()))
     if claim:
         published = [_published(claim["published"].get(name, {})) for name in arms]
         table.add_row("published", *published, style="bold")
@@ -48,6 +50,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     if claim:
         published_words = f"Published: {claim['statement']} ({claim['source']})."
         console.print(published_words, highlight=False, markup=False, soft_wrap=True)
+
+
+def _epochs(arm: dict[str, Any]) -> str:
+    """An arm's epochs, those of a first stage before the others, e.g. `1 + 8`."""
+    epochs = _or_dash(arm["epochs"], "d")
+    return f"{arm['initial_epochs']} + {epochs}" if arm.get("initial_epochs") else epochs
 
 
 def _published(metrics: dict[str, float]) -> str:

@@ -45,6 +45,7 @@ def weights(folder: Path, name: str = "student") -> dict[str, torch.Tensor]:
 def test_both_stages_are_run_by_one_command(command, method):
     done = command(*QUICK, *SMALL_CNNS, f"method={method}", "trainer.max_epochs=9")
     assert done.status == 0, done.err
+    assert "│ 2 + 9 │" in done.out.replace("  ", " ").replace("  ", " ").replace("  ", " ").replace("  ", " ")
     assert "student-initial  training 2 epochs" in done.out  # an eighth of 9, rounded up
     assert "before anything else" in done.out
     assert done.out.index("student-initial  done") < done.out.index("student  training 9 epochs")

@@ -40,6 +40,7 @@ class Arm:
     macs: int | None
     epochs: int | None
     selected_epoch: int | None
+    initial_epochs: int  # of a first stage, before the others
     train_s: float | None
     images_per_s: float | None
     val_accuracy: float | None
@@ -149,6 +150,7 @@ def _arm(name: str, block: dict[str, Any]) -> Arm:
         macs=_optional(block, "macs", int),
         epochs=_optional(block, "epochs", int),
         selected_epoch=_optional(block, "selected_epoch", int),
+        initial_epochs=_optional(block, "initial_epochs", int) or 0,
         train_s=_optional(block, "train_s", float),
         images_per_s=_optional(block, "images_per_s", float),
         val_accuracy=None if val is None else float(_get(val, "accuracy", float)),

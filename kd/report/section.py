@@ -167,7 +167,10 @@ def _curves(run: Run, name: str, scalar: str) -> Picture | None:
 
 
 def _kept(arm: Arm) -> str:
-    return "-" if arm.selected_epoch is None else f"{arm.selected_epoch} of {arm.epochs}"
+    if arm.selected_epoch is None:
+        return "-"
+    first = f", after {arm.initial_epochs} of a first stage" if arm.initial_epochs else ""
+    return f"{arm.selected_epoch} of {arm.epochs}{first}"
 
 
 def _published(metrics: object) -> object:
