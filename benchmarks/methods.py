@@ -165,7 +165,7 @@ def facts(name: str) -> tuple[str, str]:
     needs = [", ".join(layers)] if layers else []
     needs += ["two stages"] if "initial" in config else []
     needs += ["a peer"] if any(term.needs_peer for term in terms) else []
-    needs += ["a memory of all images"] if name == "crd" else []
+    needs += ["a memory of all images"] if any(term.remembers for term in terms) else []
     if not any(term.needs_teacher or term.needs_peer for term in terms):
         needs.append("no teacher")
     return ", ".join(transfers) or "-", "; ".join(needs) or "-"

@@ -135,6 +135,7 @@ def test_a_first_stage_is_no_whole_training_with_the_same_terms(command):
         (["method=simkd", "teacher=self", "teacher.generations=2"], ["simkd", "teacher.generations"]),
         (["method=hint", "method.terms.hint.student=3"], ["method.terms.hint", "`student`", "3"]),
         (["method=hint", "student.taps=layer1"], ["taps", "'layer1'"]),
+        (["method=hint", "method.terms.hint.student=[layer1,layer2]"], ["method.terms.hint", "layer1, layer2", "2"]),
         (["method=hint", "method.terms.hint.student=midle"], ["'midle'", "'middle'"]),
         (["method=factor", "method.initial.terms.factor.rate=-1"], ["method.initial.terms.factor", "-1"]),
         (["method=kd", "+method.terms.kd.schedule.start_epoch=2"], ["method.terms.kd", "2 epochs"]),

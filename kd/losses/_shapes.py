@@ -10,8 +10,13 @@ from kd.errors import ConfigError
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two maps (B, C, H, W) to the size of the smaller one, height and width each."""
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    size = common_size(student, teacher)
     return average_pooled(student, size), average_pooled(teacher, size)
+
+
+def common_size(one: Tensor, other: Tensor) -> tuple[int, int]:
+    """Return the smaller height and the smaller width of two maps (B, C, H, W)."""
+    return min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3])
 
 
 def average_pooled(feature: Tensor, size: tuple[int, int]) -> Tensor:

@@ -133,6 +133,7 @@ class CRD(FeatureTerm):
 
     symbol = "CRD"
     transfers = "relations"
+    remembers = True
     dims = (2,)
     index_to_row: Tensor
     first: Tensor

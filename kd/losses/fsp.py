@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd.errors import ConfigError
 from kd.losses._features import matched_maps, total
 from kd.losses._numeric import outside_autocast, stages
-from kd.losses._shapes import regressor
+from kd.losses._shapes import common_size, regressor
 from kd.losses.term import FeatureTerm, Layers, Setting
 from kd.types import Batch, Output
 
@@ -58,7 +58,7 @@ def _section(student_first: Tensor, teacher_first: Tensor, student_last: Tensor,
 
 def _flow(first: Tensor, last: Tensor) -> Tensor:
     """Return the FSP matrix (B, C_first, C_last)."""
-    size = (min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3]))
+    size = common_size(first, last)
     first, last = _max_pooled(first, size).flatten(2), _max_pooled(last, size).flatten(2)
     return torch.bmm(first, last.transpose(1, 2)) / (size[0] * size[1])
 

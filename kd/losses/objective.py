@@ -1,7 +1,6 @@
 """The training loss: a weighted sum of terms."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -47,14 +46,14 @@ class Objective(nn.Module):
         if not any(self.weights.values()):
             raise ConfigError(f"Expected a loss term with a weight above 0, but got {self.weights}.")
         self.schedules = {name: (schedules or {}).get(name, WeightSchedule()) for name in terms}
-        self.epoch = 0
         turns = {0, *(epoch for schedule in self.schedules.values() for epoch in schedule.turns())}
         for epoch in sorted(turns):
-            if not any(self._weights(epoch).values()):
+            if not any(self._weights_in(epoch).values()):
                 raise ConfigError(
                     f"No loss term has a weight above 0 in epoch {epoch + 1}: let one start with the training "
                     f"(`{where}.NAME.schedule.start_epoch`)."
                 )
+        self._weights = self._weights_in(0)  # of the present epoch
         try:
             self.terms = nn.ModuleDict(dict(terms))
         except KeyError as error:  # a dot, or the name of one of ModuleDict's own attributes
@@ -70,10 +69,8 @@ class Objective(nn.Module):
         """
         values = {}
         for name, term in self._named_terms():
-            with self._naming(name):
-                values[name] = term(student, teacher, batch)
-        weights = self._weights(self.epoch)
-        weighted = [weights[name] * value for name, value in values.items() if weights[name] > 0]
+            values[name] = self._attempt(name, term, student, teacher, batch)
+        weighted = [self._weights[name] * value for name, value in values.items() if self._weights[name] > 0]
         total = weighted[0]
         for value in weighted[1:]:
             total = total + value
@@ -83,8 +80,8 @@ class Objective(nn.Module):
 
     def resolve(self, student: Roles, teacher: Roles) -> None:
         """Tell every term the layers of both networks by role."""
-        for _, term in self._named_terms():
-            term.resolve(student, teacher)
+        for name, term in self._named_terms():
+            self._attempt(name, term.resolve, student, teacher)
 
     def layers(self, side: str) -> tuple[str, ...]:
         """The intermediate outputs that the terms read of the "student" or the "teacher", each once."""
@@ -111,12 +108,11 @@ class Objective(nn.Module):
     def build(self, setting: Setting) -> None:
         """Let every term make its own parts. Raises `ConfigError` naming the term that cannot."""
         for name, term in self._named_terms():
-            with self._naming(name):
-                term.build(setting)
+            self._attempt(name, term.build, setting)
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, that weights and terms go by."""
-        self.epoch = epoch
+        self._weights = self._weights_in(epoch)
         for _, term in self._named_terms():
             term.begin_epoch(epoch)
 
@@ -190,14 +186,13 @@ class Objective(nn.Module):
             lines.append(f"{name} reads {'; '.join(sides)}")
         return lines
 
-    def _weights(self, epoch: int) -> dict[str, float]:
+    def _weights_in(self, epoch: int) -> dict[str, float]:
         return {name: weight * self.schedules[name](epoch) for name, weight in self.weights.items()}
 
-    @contextmanager
-    def _naming(self, term: str) -> Iterator[None]:
-        """Say which term it is that cannot work."""
+    def _attempt(self, term: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the call returns; a `ConfigError` says which term it is that cannot work."""
         try:
-            yield
+            return call(*arguments)
         except ConfigError as error:
             raise ConfigError(f"`{self.where}.{term}`: {error}") from error
 

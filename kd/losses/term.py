@@ -47,6 +47,7 @@ class Term(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = True
     needs_student: ClassVar[bool] = True  #: False for a first stage that trains nothing of the student's
     needs_peer: ClassVar[bool] = False  #: whether `build` calls `setting.new_peer`
+    remembers: ClassVar[bool] = False  #: whether it keeps something for every image of the transfer set
     carried: ClassVar[tuple[str, ...]] = ()  #: submodules that a first stage must have trained
     student_layers: tuple[str, ...] = ()  #: the intermediate outputs it reads, of the student
     teacher_layers: tuple[str, ...] = ()  #: and of the teacher
@@ -86,10 +87,10 @@ class FeatureTerm(Term):
     `student` and `teacher` hold roles or names of layers. The roles are those of the network's `taps` (in
     conf/model/*.yaml): `stages`, the feature maps at the end of each stage; `embedding`, the vector that the last
     linear layer classifies; and others. Unless they are named there, `middle` and `final` follow from `stages`. Where
-    roles stand for different numbers of layers, the last ones of the longer list are used: stages are matched from the
-    output backwards.
+    a role stands for more layers than the other side has, its last ones are used: stages are matched from the output
+    backwards.
 
-    Raises `ConfigError` for lists of named layers that differ in length.
+    Raises `ConfigError` if layers that were named one by one would be left out like this.
     """
 
     transfers: ClassVar[str] = "features"
@@ -102,8 +103,8 @@ class FeatureTerm(Term):
     def resolve(self, student: Roles, teacher: Roles) -> None:
         ours, theirs = layer_names(self.asked["student"], student), layer_names(self.asked["teacher"], teacher)
         count = min(len(ours), len(theirs))
-        by_name = set(self.asked["student"]) | set(self.asked["teacher"])
-        if len(ours) != len(theirs) and not by_name & set(ROLES):
+        longer, roles = ("student", student) if len(ours) > count else ("teacher", teacher)
+        if len(ours) != len(theirs) and set(self.asked[longer]) - set(ROLES) - set(roles):
             raise ConfigError(
                 f"{self.symbol} compares each of the student's layers with one of the teacher's, "
                 f"but got {len(ours)} ({', '.join(ours)}) and {len(theirs)} ({', '.join(theirs)})."
