@@ -12,7 +12,8 @@ from kd.report.read import Arm, Run
 
 NOTE = (
     "NLL: mean negative log-likelihood, in nats. ECE: expected calibration error, 15 bins. KL to teacher: mean "
-    "KL(teacher || network) at T = 1, in nats. A dash: not measured, or trained elsewhere."
+    "KL(teacher || network) at T = 1, in nats. A dash: not measured, or trained elsewhere. "
+    "In brackets: the epochs of a first stage."
 )
 CAPTIONS = {
     "curves_accuracy": "Validation accuracy. A ring marks the epoch whose weights were kept.",
@@ -157,7 +158,8 @@ def _provenance(run: Run) -> Html:
 
 def _curves(run: Run, name: str, scalar: str) -> Picture | None:
     lines = []
-    for label, scalars in run.curves.items():
+    # an arm's first stage after the arms, so that each arm has one style of line in every picture
+    for label, scalars in sorted(run.curves.items(), key=lambda curve: curve[0].endswith("-initial")):
         arm = run.arms.get(label)
         known = [(epoch, value) for epoch, value in scalars.get(scalar, []) if math.isfinite(value)]
         if known:
@@ -169,7 +171,7 @@ def _curves(run: Run, name: str, scalar: str) -> Picture | None:
 def _kept(arm: Arm) -> str:
     if arm.selected_epoch is None:
         return "-"
-    first = f", after {arm.initial_epochs} of a first stage" if arm.initial_epochs else ""
+    first = f" (+ {arm.initial_epochs})" if arm.initial_epochs else ""
     return f"{arm.selected_epoch} of {arm.epochs}{first}"
 
 
