@@ -96,7 +96,11 @@ def assemble(
             "omitted": data.omit,
             "omitted_from": data.omit_from if data.omit else [],
         },
-        "method": {**asdict(config.method), "objective": planned.student.objective().describe()},
+        "method": {
+            **asdict(config.method),
+            "initial_objective": planned.student.initial.objective().describe() if planned.student.initial else None,
+            "objective": planned.student.objective().describe(),
+        },
         "arms": arms,
         "claim": _claim(config.claim, arms),
     }

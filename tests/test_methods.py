@@ -50,6 +50,7 @@ def test_both_stages_are_run_by_one_command(command, method):
     assert "before anything else" in done.out
     assert done.out.index("student-initial  done") < done.out.index("student  training 9 epochs")
     folder = command.folder / done.out.split("\n", 1)[0].split()[-1]
+    assert f"student minimises  {result(folder)['method']['initial_objective']}, in 2 epochs before" in done.out
     [term] = method_config(method)["initial"]["terms"]
     losses = curve(folder, "student-initial", f"train/{term}")
     assert len(losses) == 2

@@ -375,11 +375,13 @@ def test_several_generations_have_curves(tmp_path: Path) -> None:
 def test_a_first_stage_is_shown_and_leaves_its_arm_the_style_of_its_line(tmp_path: Path) -> None:
     content = digits()
     content["arms"]["student"]["initial_epochs"] = 2
+    content["method"]["initial_objective"] = "the hint alone"
     folder = fake_run(tmp_path / "run", content)
     lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     first = [f"student-initial,{epoch},{epoch},train/loss,0.5\n" for epoch in range(2)]
     (folder / "metrics.csv").write_text("".join([lines[0], *first, *lines[1:]]), encoding="utf-8")
     assert [text for text, _ in page_of(folder).row("kept epoch")] == ["3 of 4", "3 of 4", "3 of 4 (+ 2)"]
+    assert "the hint alone" in (folder / "report.html").read_text(encoding="utf-8")
     loss = (folder / "figures" / "curves_loss.svg").read_text(encoding="utf-8")
     assert loss.index('class="curve student dash-0"') < loss.index('class="curve student dash-1"')
     assert loss.index(">student<") < loss.index(">student-initial<")

@@ -143,6 +143,7 @@ def _provenance(run: Run) -> Html:
         ("images", f"{data['train']:,} train, {data['val']:,} validation, {data['test']:,} test"),
         ("classes", names if run.classes <= READABLE else f"{run.classes}"),
         ("omitted", words.omission(run) or "none"),
+        *((("first stage minimises", first),) if (first := run.method.get("initial_objective")) else ()),
         ("student minimises", run.method.get("objective") or "-"),
         ("device", content.get("device")),
         ("whole run", f"{content['wall_s']:,.1f} s" if content.get("wall_s") is not None else "-"),
