@@ -12,12 +12,13 @@ import torch
 from hydra.utils import get_object
 
 import kd
+from kd import claims
 from kd.curves import read_metrics, write_metrics
 from kd.data import DistillationData
 from kd.folder import RESULT
 from kd.nets.cost import macs, parameters
 from kd.recipe import Plan
-from kd.schema import ClaimConfig, RunConfig
+from kd.schema import RunConfig
 from kd.store import save_weights, write_json
 from kd.teachers import Teacher
 from kd.train import Trainings
@@ -102,24 +103,12 @@ def assemble(
             "objective": planned.student.objective().describe(),
         },
         "arms": arms,
-        "claim": _claim(config.claim, arms),
+        "claim": claims.block(config.claim, config, arms),
     }
 
 
 def _differ(value: Any, default: Any) -> bool:
     return bool(value != (list(default) if isinstance(default, tuple) else default))
-
-
-def _claim(claim: ClaimConfig | None, arms: dict[str, Any]) -> dict[str, Any] | None:
-    """The published numbers, and beside each the same number of this run."""
-    if claim is None:
-        return None
-    measured = {
-        name: {metric: arms[name]["test"].get(metric) for metric in metrics}
-        for name, metrics in claim.published.items()
-        if name in arms
-    }
-    return {**asdict(claim), "measured": measured}
 
 
 def _device_name(device: torch.device) -> str:

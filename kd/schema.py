@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from kd import claims
 from kd.check import choice, hyper_parameters, integer, nearest, number
 from kd.errors import ConfigError
 
@@ -38,6 +39,7 @@ class TeacherConfig:
     path: Any = None  # a file, or for an ensemble a list of files, with weights trained elsewhere
     optim: Any = None
     augment: str | None = None
+    max_epochs: int | None = None  # 0: an untrained teacher
     seed: int = MISSING
     label_smoothing: float = 0.0
     cache: str = "auto"
@@ -104,12 +106,40 @@ class StoreConfig:
 
 
 @dataclass
+class ComparisonConfig:
+    """One hypothesis: `metric` of `arm` is above that of the arm `minus`, in pairs of one seed.
+
+    With `versus`, command-line overrides, the second number comes from the run that these would make.
+    """
+
+    statement: str = MISSING
+    metric: str = "accuracy"
+    arm: str = "student"
+    minus: str = "baseline"
+    versus: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ClaimRowConfig:
+    """Numbers published for certain settings: `when` has a value for each of some configuration keys."""
+
+    when: dict[str, Any] = MISSING
+    published: dict[str, dict[str, Any]] = MISSING
+
+
+@dataclass
 class ClaimConfig:
-    """A published result: for each arm the metrics that were published, e.g. {student: {errors: 74}}."""
+    """A published result: for each arm the metrics that were published, e.g. {student: {errors: 74}}.
+
+    `method` is the one that the student's numbers were published for (null: any). See `kd.claims`.
+    """
 
     source: str = MISSING
     statement: str = MISSING
+    method: str | None = "kd"
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: list[ClaimRowConfig] = field(default_factory=list)
+    comparisons: dict[str, ComparisonConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -147,6 +177,8 @@ def check(cfg: DictConfig) -> RunConfig:
     if config.method.initial and config.method.initial.epochs is not None:
         integer("method.initial.epochs", config.method.initial.epochs, low=1)
     _check_teacher(config.teacher)
+    if config.claim is not None:
+        claims.check(config.claim)
     return config
 
 
@@ -175,7 +207,9 @@ def _check_common(config: RunConfig) -> None:
     number("baseline.label_smoothing", config.baseline.label_smoothing, low=0, high=1)
     if trainer.gradient_clip_val is not None:
         number("trainer.gradient_clip_val", trainer.gradient_clip_val, above=0)
-    if trainer.precision == "16-mixed" and trainer.gradient_clip_val and config.optim.optimizer.get("fused"):
+    optimizer = config.optim.optimizer
+    fused = optimizer.get("fused") or (optimizer.get("optimizer") or {}).get("fused")
+    if trainer.precision == "16-mixed" and trainer.gradient_clip_val and fused:
         raise ConfigError(
             "trainer.gradient_clip_val with trainer.precision=16-mixed needs optim.optimizer.fused=false: a fused "
             "optimiser unscales the gradients only after they would have been clipped."
@@ -196,6 +230,10 @@ def _check_data(data: dict[str, Any]) -> None:
         )
     for arm in data.get("omit_from") or []:
         choice("arm in `data.omit_from`", arm, ARMS)
+    if data.get("omit_bias") is not None:
+        number("data.omit_bias", data["omit_bias"])
+        if not (data.get("omit") or data.get("keep")):
+            raise ConfigError("`data.omit_bias` corrects omitted classes; name them with `data.omit` or `data.keep`.")
 
 
 def _check_teacher(teacher: TeacherConfig) -> None:
@@ -223,8 +261,12 @@ def _check_teacher(teacher: TeacherConfig) -> None:
     number("teacher.label_smoothing", teacher.label_smoothing, low=0, high=1)
     if choice("teacher.cache", teacher.cache, ("auto", "off", "only")) == "only":
         raise ConfigError("`teacher.cache=only` is not available: the teacher runs live. Use auto or off.")
+    if teacher.max_epochs is not None:
+        integer("teacher.max_epochs", teacher.max_epochs)
     if teacher.generations is not None:
         integer("teacher.generations", teacher.generations, low=1)
+        if teacher.generations > 1 and teacher.max_epochs == 0:
+            raise ConfigError("A chain of teacher.generations needs trained teachers, but teacher.max_epochs is 0.")
     if teacher.size is not None:
         integer("teacher.size", teacher.size, low=2)
     if teacher.decay is not None:

@@ -40,6 +40,7 @@ class DistillationData(L.LightningDataModule):
     augment: str = "none"
     omit: list[int]
     omit_from: list[str]
+    omit_bias: float | None = None  # the published correction of the omitted classes' output biases
 
     @property
     def num_classes(self) -> int:
@@ -84,6 +85,7 @@ class ImageData(DistillationData):
         omit: list[int] | None = None,
         keep: list[int] | None = None,
         omit_from: list[str] | None = None,
+        omit_bias: float | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -96,6 +98,7 @@ class ImageData(DistillationData):
         self.load()
         self.omit = self._omitted([] if omit is None else omit, [] if keep is None else keep)
         self.omit_from = ["baseline", "student"] if omit_from is None else list(omit_from)
+        self.omit_bias = omit_bias
         self._split()
         for arm in self.omit_from:  # refuse now what would leave an arm without images
             self._seen(self.train_rows, arm)
