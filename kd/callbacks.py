@@ -76,14 +76,14 @@ class Speed(Callback):
         self.images = 0
         self._started = 0.0
         self._before_s = 0.0
-        self._fit_started = 0.0
+        self._fit_started: float | None = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._fit_started = time.perf_counter()
 
     def elapsed_s(self) -> float:
         """Seconds from the start of the training, validation included, pauses not."""
-        return self._before_s + time.perf_counter() - self._fit_started
+        return self._before_s + (time.perf_counter() - self._fit_started if self._fit_started is not None else 0.0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started = time.perf_counter()

@@ -20,7 +20,8 @@ def dry_run(plan: Plan, data: DistillationData) -> None:
         batch = Batch(*(part[:2] for part in data.on_device(next(iter(loader)), torch.device("cpu"))))
         described = recipe.objective()
         _refuse_wrong_teacher(recipe, described)
-        _refuse_late_start(recipe, described)
+        if recipe.epochs:  # an untrained network has no schedules
+            _refuse_late_start(recipe, described)
         _try_network(
             Tapped(build.network(recipe.model, data, build.role_of(recipe))), batch, data, build.role_of(recipe)
         )
@@ -39,7 +40,8 @@ def dry_run(plan: Plan, data: DistillationData) -> None:
         make_optimizer, make_schedule = build.optimizer_and_schedule(recipe)
         build.attempt("optim.optimizer", lambda: make_optimizer(tapped.parameters()))  # noqa: B023
         optimizer = make_optimizer(tapped.parameters())
-        build.attempt("optim.schedule", lambda: make_schedule(optimizer, len(loader), recipe.epochs))  # noqa: B023
+        if recipe.epochs:
+            build.attempt("optim.schedule", lambda: make_schedule(optimizer, len(loader), recipe.epochs))  # noqa: B023
 
 
 def _refuse_wrong_teacher(recipe: Recipe, objective: Objective) -> None:

@@ -1,9 +1,12 @@
-"""Learning-rate schedules that know the length of the training; each is stepped after every optimiser step."""
+"""Learning-rate schedules that know the length of the training, stepped after every step, and the weight constraint."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
@@ -11,6 +14,28 @@ from kd.check import integer, number
 from kd.errors import ConfigError
 
 Schedule = Callable[[Optimizer, int, int], LRScheduler]  # (optimizer, steps_per_epoch, epochs)
+
+
+def with_max_norm(
+    params: Iterable[Tensor], optimizer: Callable[[Iterable[Tensor]], Optimizer], max_norm: float
+) -> Optimizer:
+    """An optimiser that keeps the L2 norm of every unit's incoming weights at or below `max_norm`, step by step.
+
+    The weight constraint of Hinton et al. 2012 (1207.0580), there on the squared length. It holds for parameters of two
+    and more dimensions, of which the first counts the units; biases are free. Raises `ConfigError` unless max_norm > 0.
+    """
+    number("optim.optimizer.max_norm", max_norm, above=0)
+    made = optimizer(params)
+
+    def constrain(stepped: Optimizer, args: Any, kwargs: Any) -> None:
+        with torch.no_grad():
+            for group in stepped.param_groups:
+                for weight in group["params"]:
+                    if weight.ndim > 1:
+                        weight.copy_(torch.renorm(weight, p=2, dim=0, maxnorm=max_norm))
+
+    made.register_step_post_hook(constrain)
+    return made
 
 
 def constant(optimizer: Optimizer, steps_per_epoch: int, epochs: int) -> LRScheduler:

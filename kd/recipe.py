@@ -218,7 +218,7 @@ def _recipe(
         view=view,
         data=data.identity(view),
         optim=optim,
-        epochs=config.trainer.max_epochs,
+        epochs=config.trainer.max_epochs if own is None or own.max_epochs is None else own.max_epochs,
         precision=config.trainer.precision,
         gradient_clip_val=config.trainer.gradient_clip_val,
         peer=_constructor(peer),

@@ -77,7 +77,7 @@ class Trainings:
         meta = metas[0]
         if len(metas) > 1 and all(metas):  # an ensemble's cost is its members' sum
             seconds = sum(one["train_s"] for one in metas)
-            speed = sum(one["train_s"] * one["images_per_s"] for one in metas) / seconds
+            speed = sum(one["train_s"] * one["images_per_s"] for one in metas) / (seconds or 1)
             meta = {"epochs": meta["epochs"], "train_s": seconds, "images_per_s": speed}
         return teacher, plan.members[0].model, "+".join(member.key for member in plan.members), meta
 
@@ -101,6 +101,7 @@ class Trainings:
             return self.store.get(recipe.key) or self._train(recipe)
 
     def _train(self, recipe: Recipe) -> Entry:
+        """Train a recipe's network; one of no epochs, a teacher for a control, is stored as it starts."""
         data = self.data.use(recipe.view)
         teacher = build.teacher_of(recipe, self._members(recipe.teacher), data)
         student, objective, model = build.student(recipe, data, teacher)
@@ -118,6 +119,9 @@ class Trainings:
             recipe.view.arm, student, teacher, objective, optimizer, schedule,
             seed=recipe.seed, compiled=self.settings.compile,
         )  # fmt: skip
+        if recipe.epochs == 0:
+            self._say(recipe, "untrained")
+            return self._put(recipe, module, self._meta(recipe, model, KeepBest(), Speed()))
         self._say(recipe, f"training {recipe.epochs} epochs: {objective.describe()}")
         best, speed, curves = self._fit(recipe, module)
         best.restore(module)
@@ -151,7 +155,7 @@ class Trainings:
             "images_per_s": speed.images_per_s(),
         }
 
-    def _put(self, recipe: Recipe, module: Distiller, meta: dict[str, Any], curves: Path) -> Entry:
+    def _put(self, recipe: Recipe, module: Distiller, meta: dict[str, Any], curves: Path | None = None) -> Entry:
         """Store the trained network; before it, so that none is missing, what belongs beside it."""
         delivered = module.objective.delivered()
         if isinstance(module.teacher, Ema):

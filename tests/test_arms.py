@@ -2,31 +2,15 @@
 
 import dataclasses
 import hashlib
+import json
 
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from kd import build, cli, recipe
-from kd.schema import RunConfig, check
 from kd.teachers import NoTeacher
-from tests.commands import Command
-
-
-def configured(*overrides: str) -> RunConfig:
-    """The checked configuration of a command line."""
-    GlobalHydra.instance().clear()
-    cli.register_schema()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        composed = compose("run", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    with open_dict(composed):
-        del composed["hydra"]
-    return check(composed)
+from tests.commands import Command, configured
 
 
 def planned(*overrides: str) -> recipe.Plan:
@@ -168,3 +152,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
 def test_recipes_compare_by_what_they_hold():
     one, other = planned(), planned()
     assert dataclasses.asdict(one.student) == dataclasses.asdict(other.student)
+
+
+def test_an_untrained_teacher_is_a_control_and_trains_nothing(command):
+    done = command("teacher=random", "trainer.max_epochs=1", "data.train_limit=192", "logger=csv")
+    assert done.status == 0, done.err
+    assert "teacher  untrained" in done.out
+    teacher = json.loads(next(command.folder.glob("outputs/*/*/result.json")).read_text())["arms"]["teacher"]
+    assert teacher["epochs"] == 0
+    assert teacher["test"]["accuracy"] < 0.5
+    assert teacher["train_s"] == 0
+
+
+def test_a_teacher_may_be_trained_for_longer_than_its_students():
+    plan = planned("trainer.max_epochs=3", "teacher.max_epochs=7")
+    assert [member.epochs for member in plan.recipes()] == [7, 3, 3]
+
+
+def test_a_chain_of_untrained_teachers_is_refused(command):
+    done = command("teacher=self", "teacher.generations=2", "teacher.max_epochs=0")
+    assert done.status == 2
+    assert "teacher.max_epochs is 0" in done.err

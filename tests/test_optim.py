@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kd.errors import ConfigError
-from kd.optim import constant, cosine, multistep, one_cycle
+from kd.optim import constant, cosine, multistep, one_cycle, with_max_norm
 
 PEAK = 0.4
 
@@ -126,3 +126,29 @@ def test_bad_values(schedule, settings, words):
         schedule(optimizer(), 10, 4, **settings)
     for word in words:
         assert word in str(error.value)
+
+
+# --- the weight constraint --------------------------------------------------------------------------------------------
+
+
+def test_max_norm_scales_the_rows_that_a_step_made_too_long_and_no_others():
+    torch.manual_seed(0)
+    layer, free = nn.Linear(5, 4), nn.Linear(5, 4)
+    free.load_state_dict(layer.state_dict())
+    held = with_max_norm(layer.parameters(), lambda params: torch.optim.SGD(params, lr=1.0), max_norm=2.0)
+    plain = torch.optim.SGD(free.parameters(), lr=1.0)
+    gradient = torch.tensor([0.01, 1.0, 3.0, 0.02]).view(-1, 1)
+    for network, optimizer in ((layer, held), (free, plain)):
+        network.weight.grad = gradient * torch.ones_like(network.weight)
+        network.bias.grad = 9 * torch.ones_like(network.bias)
+        optimizer.step()
+    lengths = free.weight.norm(dim=1)
+    assert (lengths > 2).tolist() == [False, True, True, False]
+    expected = torch.stack([row * min(1.0, 2.0 / row.norm().item()) for row in free.weight.detach()])
+    torch.testing.assert_close(layer.weight.detach(), expected)
+    assert torch.equal(layer.bias, free.bias), "biases are free"
+
+
+def test_max_norm_must_be_above_zero():
+    with pytest.raises(ConfigError, match=r"`optim.optimizer.max_norm`.*above 0, but got 0"):
+        with_max_norm(nn.Linear(2, 2).parameters(), lambda params: torch.optim.SGD(params, lr=1.0), max_norm=0)
