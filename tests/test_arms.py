@@ -154,7 +154,8 @@ def test_recipes_compare_by_what_they_hold():
     assert dataclasses.asdict(one.student) == dataclasses.asdict(other.student)
 
 
-def test_an_untrained_teacher_is_a_control_and_trains_nothing(command):
+def test_an_untrained_teacher_is_a_control_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    command = Command(tmp_path, monkeypatch, capsys)
     done = command("teacher=random", "trainer.max_epochs=1", "data.train_limit=192", "logger=csv")
     assert done.status == 0, done.err
     assert "teacher  untrained" in done.out
@@ -169,7 +170,8 @@ def test_a_teacher_may_be_trained_for_longer_than_its_students():
     assert [member.epochs for member in plan.recipes()] == [7, 3, 3]
 
 
-def test_a_chain_of_untrained_teachers_is_refused(command):
+def test_a_chain_of_untrained_teachers_is_refused(tmp_path, monkeypatch, capsys):
+    command = Command(tmp_path, monkeypatch, capsys)
     done = command("teacher=self", "teacher.generations=2", "teacher.max_epochs=0")
     assert done.status == 2
     assert "teacher.max_epochs is 0" in done.err
