@@ -6,14 +6,14 @@ from pathlib import Path
 from kd.errors import ConfigError
 from kd.report import words
 from kd.report.comparison import comparison, run_names
+from kd.report.interactive import STYLE, script_policy, scripts
 from kd.report.markup import Html, join, tag
-from kd.report.pictures import STYLE
 from kd.report.read import Run, read_run
 from kd.report.section import headline, pictures, section
 
 PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 FIGURES = "figures"
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "  # no address: nothing is fetched
 
 
 def write_page(folders: list[Path], target: Path) -> None:
@@ -75,12 +75,13 @@ def _document(title: str, *parts: Html) -> str:
             Html('<meta charset="utf-8">'),
             Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
             Html('<meta name="color-scheme" content="light dark">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{script_policy()}">'),
             tag("title", title),
             tag("style", Html(STYLE + PAGE_STYLE)),
         ]
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{join(parts)}</main></body></html>\n'
+    body = join([tag("main", *parts), scripts()])
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def _write(path: Path, content: str) -> None:

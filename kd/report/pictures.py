@@ -1,13 +1,13 @@
-"""Pictures as SVG: the canvas, the axes, and the two kinds of charts."""
+"""Pictures as SVG: the canvas, the axes, and the two kinds of charts. Each may have an interactive twin."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from kd.report import interactive
+from kd.report.interactive import STYLE, Plot
 from kd.report.markup import Html, cut, join, tag
 
-STYLE = Path(__file__).with_name("picture.css").read_text(encoding="utf-8")
 ROLES = ("teacher", "baseline", "student")
 WIDTH = 420
 LETTER = 7.0  # width of a letter of 12 px, about
@@ -16,17 +16,19 @@ LOG_FROM = 20  # a ratio of the largest to the smallest value from which an axis
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: `name` is its file's, `label` says in words what it shows."""
+    """One picture: `name` is its file's, `label` says in words what it shows, `plot` is its interactive twin."""
 
     name: str
     label: str
     width: float
     height: float
     body: Html
+    plot: Plot | None = None
 
     def inline(self) -> Html:
         """For a page that holds `STYLE`: as wide as its place."""
-        return tag("svg", self.body, **self._common())
+        svg = tag("svg", self.body, **self._common())
+        return svg if self.plot is None else interactive.drawn_over(svg, self.name, self.plot)
 
     def file(self) -> str:
         """A file of its own, with its style and a background."""
@@ -97,7 +99,7 @@ def line_chart(name: str, label: str, lines: list[Line], *, percent: bool) -> Pi
             _tooltips(lines, epochs, x, (top, height - 44), percent=percent),
         ]
     )
-    return Picture(name, label, WIDTH, height, body)
+    return Picture(name, label, WIDTH, height, body, _line_plot(lines, y, percent=percent))
 
 
 def bar_chart(name: str, label: str, groups: list[str], bars: dict[str, list[float | None]]) -> Picture:
@@ -123,7 +125,8 @@ def bar_chart(name: str, label: str, groups: list[str], bars: dict[str, list[flo
                 place = {"x": x.start, "y": y + thick * number, "width": x(value) - x.start, "height": thick - 1.0}
                 rows.append(tag("rect", title, **place, class_=f"bar {role(arm)}"))
     body = join([legend, tag("g", *grid, class_="grid"), tag("g", *below, class_="below"), *rows])
-    return Picture(name, label, WIDTH, height, body)
+    roles = {arm: role(arm) for arm in bars}
+    return Picture(name, label, WIDTH, height, body, interactive.bars(groups, bars, roles, height=height + 20))
 
 
 def value_axis(low: float, high: float, start: float, end: float, *, fraction: bool) -> Axis:
@@ -207,6 +210,24 @@ def _curve(line: Line, number: int, x: Axis, y: Axis) -> Html:
         tag("polyline", points=path, class_=f"curve {style}"),
         *(tag("circle", cx=a, cy=b, r=2.5, class_=f"dot {style}") for a, b in dots),
         *(tag("circle", cx=a, cy=b, r=5.0, class_=f"kept {style}") for a, b in kept),
+    )
+
+
+def _line_plot(lines: list[Line], y: Axis, *, percent: bool) -> Plot:
+    """The curves, and a ring around each kept epoch."""
+    data = []
+    for number, line in _numbered(lines):
+        colour = interactive.COLOURS[role(line.label)]
+        xs, ys = [epoch for epoch, _ in line.points], [value for _, value in line.points]
+        data.append(interactive.curve(line.label, role(line.label), [*xs], [*ys], number=number, percent=percent))
+        if line.kept in xs:
+            ring = {"color": interactive.COLOURS["sheet"], "size": 10, "line": {"color": colour, "width": 2.2}}
+            place = {"x": [line.kept], "y": [ys[xs.index(line.kept)]], "marker": ring}
+            data.append({"type": "scatter", "mode": "markers", "showlegend": False, "hoverinfo": "skip", **place})
+    marks = {"type": "log", "tickvals": [*y.ticks], "ticktext": tick_texts(y, percent=False)} if y.log else {}
+    upright = interactive.axis(percent=percent, **marks)
+    return interactive.plot(
+        data, height=320, hovermode="x unified", xaxis=interactive.axis("epoch", tickformat="d"), yaxis=upright
     )
 
 
