@@ -15,8 +15,9 @@ from typing import NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.check import nearest
@@ -41,22 +42,22 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
     """Run `task` under Hydra and leave the process with the status that the outcome asks for."""
     register_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the messages below are ours
-    signal.signal(signal.SIGTERM, _preempted)
+    signal.signal(signal.SIGTERM, preempted)
     given = sys.argv[1:]
     sys.argv[1:] = arguments(given)
 
     def guarded(config: DictConfig) -> None:
-        with _messages(given):  # inside Hydra's job too, which announces every exception that leaves it
+        with messages(given):  # inside Hydra's job too, which announces every exception that leaves it
             _refuse_ignored(config, given)
             task(config)
 
-    with _messages(given):
+    with messages(given):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="run")(guarded)()
     sys.exit(0)
 
 
 @contextmanager
-def _messages(given: list[str]) -> Iterator[None]:
+def messages(given: list[str]) -> Iterator[None]:
     """Turn what a user can mend into one message and an exit status; `debug=true` shows the traceback too."""
     try:
         yield
@@ -71,6 +72,19 @@ def _messages(given: list[str]) -> Iterator[None]:
             traceback.print_exc()
         print(f"Error: {message(error, given)}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, UserError) else UserError.status)
+
+
+def compose(given: list[str]) -> DictConfig:
+    """Return the configuration that `python -m kd.run` has for these overrides; raises what it raises for bad ones."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra.compose("run", overrides=arguments(given), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # for what the configuration takes from `hydra:`
+    with open_dict(config):
+        del config["hydra"]
+    _refuse_ignored(config, given)
+    return config
 
 
 def arguments(given: list[str]) -> list[str]:
@@ -162,6 +176,6 @@ def _sets(given: list[str], key: str) -> bool:
     return any(argument.startswith(f"{key}=") for argument in given)
 
 
-def _preempted(_signal: int, _frame: FrameType | None) -> NoReturn:
+def preempted(_signal: int, _frame: FrameType | None) -> NoReturn:
     print("Terminated. The same command continues the run.", file=sys.stderr)
     sys.exit(PREEMPTED)

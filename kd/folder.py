@@ -55,6 +55,13 @@ def finished(folder: Path, digest: str) -> dict[str, Any] | None:
     return result if result.get("status") == "done" and result.get("config_hash") == digest else None
 
 
+def find_finished(config: RunConfig) -> Path | None:
+    """The folder of the finished run of this configuration, wherever below `outputs` it ran: alone or in a sweep."""
+    digest, parent = config_hash(config), Path("outputs") / config.experiment
+    found = [*sorted(parent.glob(f"*-{digest}")), *sorted(parent.glob(f"sweep-*/*-{digest}"))]
+    return next((folder for folder in found if finished(folder, digest)), None)
+
+
 def prepare(folder: Path, config: RunConfig) -> None:
     """Make the folder and write config.yaml. Raises `ConfigError` if it cannot be written."""
     try:
