@@ -184,8 +184,7 @@ def test_an_experiment_sets_temperature_and_alpha_of_its_own_method_only(command
 
 @pytest.mark.parametrize("experiment", stems("experiment"))
 def test_every_experiment_runs(command, experiment, request):
-    data = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())["defaults"][0]["override /data"]
-    if data != "digits":
+    if not experiment.startswith("digits"):
         command.monkeypatch.setenv("KD_DATA_DIR", str(request.getfixturevalue("real_data")))
     done = command(f"experiment={experiment}", "debug=smoke")
     assert done.status == 0, done.err
