@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.errors import StoreError
+from kd.files import write_json as write_json
 
 #: part of every key; raise it when a change of the code changes the weights that a recipe leads to
 RECIPE_VERSION = 1
@@ -153,14 +154,3 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise StoreError(f"There is no file {path}.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged or no safetensors file: {error}.") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is never half there: beside its place, synced, then moved."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
