@@ -1,0 +1,102 @@
+"""A run's settings beside its experiment's own: what was changed, and what was made shorter."""
+
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.cli import compose
+from kd.folder import ELSEWHERE
+
+Settings = dict[str, Any]  # a resolved configuration, as config.yaml holds it
+#: what does not make two audits differ: seeds, places and words
+ASIDE = (*ELSEWHERE, "seed", "teacher.seed", "data.root", "claim")
+#: a smaller number at one of these keys makes a shorter experiment (no limit is the longest)
+LENGTHS = ("trainer.max_epochs", "teacher.max_epochs", "method.initial.epochs", "data.train_limit", "data.test_limit")
+
+
+def own_settings(experiment: str) -> Settings | None:
+    """The settings of conf/experiment/NAME.yaml as it stands; None if there is no such experiment here."""
+    try:
+        # not checked: an experiment may leave something to the user, a checkpoint's path say
+        own = OmegaConf.to_container(compose([f"experiment={experiment}"]), resolve=True)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    assert isinstance(own, dict)
+    return {str(name): value for name, value in own.items()}
+
+
+def flat(settings: Settings, prefix: str = "") -> Settings:
+    """Dotted keys and their values; an empty group counts as absent."""
+    found: Settings = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def without_aside(settings: Settings) -> Settings:
+    """The dotted settings that decide a result, of any seed."""
+    return {
+        name: value
+        for name, value in flat(settings).items()
+        if not any(name == aside or name.startswith(f"{aside}.") for aside in ASIDE)
+    }
+
+
+def changes(own: Settings, here: Settings) -> list[str]:
+    """`key=value` for each setting that differs from the experiment's own."""
+    before, after = without_aside(own), without_aside(here)
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [f"{name}={'null' if after.get(name) is None else after[name]}" for name in names]
+
+
+def shortened(own: Settings, here: Settings) -> dict[str, dict[str, Any]] | None:
+    """What is shorter than in the experiment's own settings: {key: {"own", "here"}}; None if nothing is."""
+    before, after = _lengths(own), _lengths(here)
+    found = {
+        name: {"own": before[name], "here": after[name]}
+        for name in LENGTHS
+        if after[name] is not None and (before[name] is None or after[name] < before[name])
+    }
+    if found.get("teacher.max_epochs") == found.get("trainer.max_epochs"):
+        found.pop("teacher.max_epochs", None)  # it follows the other
+    return found or None
+
+
+def _lengths(settings: Settings) -> Settings:
+    values = flat(settings)
+    lengths = {name: values.get(name) for name in LENGTHS}
+    lengths["teacher.max_epochs"] = teacher_epochs(settings)
+    return lengths
+
+
+def teacher_epochs(settings: Settings) -> int | None:
+    """The teacher's epochs, which are the student's unless said otherwise."""
+    values = flat(settings)
+    own: int | None = values.get("teacher.max_epochs")
+    return values.get("trainer.max_epochs") if own is None else own
+
+
+def in_short(here: Settings) -> Settings:
+    """The settings that a reader of a result asks for first."""
+    data, method, trainer, teacher = (here.get(name) or {} for name in ("data", "method", "trainer", "teacher"))
+    return {
+        "method": method.get("name"),
+        "temperature": method.get("temperature"),
+        "alpha": method.get("alpha"),
+        "beta": method.get("beta"),
+        "teacher": teacher.get("kind"),
+        "epochs": trainer.get("max_epochs"),
+        "teacher_epochs": teacher_epochs(here),
+        "precision": trainer.get("precision"),
+        "batch_size": data.get("batch_size"),
+        "val": data.get("val"),
+        "train_limit": data.get("train_limit"),
+        "test_limit": data.get("test_limit"),
+        "omit": data.get("omit"),
+        "keep": data.get("keep"),
+    }
