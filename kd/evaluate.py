@@ -1,59 +1,100 @@
 """One pass over the test set for each finished arm, and the arm's block of result.json."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kd import result
+from kd import omission, result
 from kd.data import DistillationData
 from kd.metrics import test_metrics
-from kd.recipe import Plan
+from kd.nets.latency import latency
+from kd.recipe import Node, Plan
 from kd.store import Entry
 from kd.taps import Tapped
 from kd.teachers import Frozen, Teacher
 from kd.train import Trainings
 
 
-def arms(planned: Plan, trainings: Trainings, device: torch.device) -> dict[str, Any]:
-    """Evaluate teacher, baseline and student, and return their blocks.
+@dataclass(frozen=True)
+class Arm:
+    """A trained network, or several that are one teacher, with what the store says about it."""
 
-    A run without a teacher's network has two; one whose method delivers more networks (mutual learning) has these too.
-    """
+    name: str
+    network: Teacher
+    model: Node
+    key: str
+    meta: dict[str, Any]
+
+    @property
+    def role(self) -> str:
+        """The arm whose view of the data it had: a student's peer sees what the student sees."""
+        return self.name if self.name in ("teacher", "baseline") else "student"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The arms' blocks of result.json, and what the arms say of the test images: logits (N, C), targets (N,)."""
+
+    blocks: dict[str, Any]
+    logits: dict[str, Tensor]
+    target: Tensor
+
+
+def evaluate(planned: Plan, trainings: Trainings, device: torch.device, *, timed: bool) -> Evaluation:
+    """Evaluate every arm of a run, the teacher first. `timed`: measure latencies too."""
     data = trainings.data
     blocks: dict[str, Any] = {}
-    teacher_logits = None
-    if (taught := trainings.teacher_arm(planned)) is not None:
-        teacher, model, key, meta = taught
-        teacher_logits, target = predictions(teacher, data, device)
-        test = test_metrics(teacher_logits, target)
-        blocks["teacher"] = result.arm(model, teacher, data, key, meta, test)
-    for name, recipe in (("baseline", planned.baseline), ("student", planned.student)):
-        blocks[name] = _block(trainings, trainings.obtain(recipe), device, teacher_logits)
-    for name, entry in trainings.delivered(planned.student).items():
-        blocks[name] = _block(trainings, entry, device, teacher_logits)
-    return blocks
+    logits: dict[str, Tensor] = {}
+    target = torch.empty(0)
+    for arm in _arms(planned, trainings):
+        logits[arm.name], target = predictions(arm.network, data, data.test_dataloader(), device)
+        test = test_metrics(logits[arm.name], target, logits.get("teacher") if arm.name != "teacher" else None)
+        blocks[arm.name] = {
+            **result.arm(arm.model, arm.network, data, arm.key, arm.meta, test),
+            "latency_ms": latency(arm.network.networks, data.image_shape, device) if timed else None,
+            **_omission(arm, data, logits[arm.name], target, device),
+        }
+    return Evaluation(blocks, logits, target)
 
 
-def _block(trainings: Trainings, entry: Entry, device: torch.device, teacher_logits: Tensor | None) -> dict[str, Any]:
-    """Evaluate a stored network that is not the teacher."""
-    network = Frozen(Tapped(trainings.network(entry, "student")))
-    logits, target = predictions(network, trainings.data, device)
-    test = test_metrics(logits, target, teacher_logits)
-    return result.arm(entry.meta["model"], network, trainings.data, entry.key, entry.meta, test)
-
-
-def predictions(network: Teacher, data: DistillationData, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Read the test set once and return logits (N, C) and targets (N,) on the CPU.
+def predictions(network: Teacher, data: DistillationData, loader: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Read a loader's images once and return logits (N, C) and targets (N,) on the CPU.
 
     A `Teacher` is any frozen network, or several: eval mode and no gradient are its own business.
     """
     network.to(device)
     logits, targets = [], []
-    for raw in data.test_dataloader():
+    for raw in loader:
         batch = data.on_device(raw, device)
         output = network(batch)
         assert output is not None, "only arms with a network are evaluated"
         logits.append(output.logits.float().cpu())
         targets.append(batch.target.cpu())
     return torch.cat(logits), torch.cat(targets)
+
+
+def _arms(planned: Plan, trainings: Trainings) -> Iterator[Arm]:
+    """The teacher if it has a network, baseline, student, and what else the method delivers (a peer)."""
+    if (taught := trainings.teacher_arm(planned)) is not None:
+        yield Arm("teacher", *taught)
+    entries = {"baseline": trainings.obtain(planned.baseline), "student": trainings.obtain(planned.student)}
+    for name, entry in {**entries, **trainings.delivered(planned.student)}.items():
+        yield _stored(name, entry, trainings)
+
+
+def _stored(name: str, entry: Entry, trainings: Trainings) -> Arm:
+    network = Frozen(Tapped(trainings.network(entry, "student")))
+    return Arm(name, network, entry.meta["model"], entry.key, entry.meta)
+
+
+def _omission(arm: Arm, data: DistillationData, logits: Tensor, target: Tensor, device: torch.device) -> dict[str, Any]:
+    """What an arm knows of the classes that it never saw; null for one that saw them all."""
+    if not data.omit or arm.role not in data.omit_from:
+        return {"omitted": None, "correction": None}
+    loader = data.held_out_dataloader()
+    held_out = predictions(arm.network, data, loader, device)[0] if len(loader) else None
+    omitted, correction = omission.corrections(logits, target, data.omit, data.omit_bias, held_out, data.class_shares())
+    return {"omitted": omitted, "correction": correction}

@@ -1,5 +1,6 @@
 """What is said about a network's predictions on the test set."""
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ def test_metrics(logits: Tensor, target: Tensor, teacher_logits: Tensor | None =
 
     logits (N, C), target (N,); teacher_logits (N, C) of the same images, or None if there is no teacher. Accuracies are
     fractions; nll and kl_to_teacher are means in nats; kl_to_teacher is KL(teacher || student) at T = 1; ece is the
-    expected calibration error with 15 equal bins; confusion[i][j] counts images of class i that were called j; a class
+    expected calibration error with 15 equal bins, and reliability has each bin's images, accuracy and mean confidence;
+    agreement_on_teacher_mistakes is the share of the images that the teacher gets wrong on which the student makes the
+    same mistake, None if it makes none; confusion[i][j] counts images of class i that were called j; a class
     without test images has per-class accuracy None.
     """
     classes = logits.shape[1]
@@ -24,31 +27,49 @@ def test_metrics(logits: Tensor, target: Tensor, teacher_logits: Tensor | None =
     errors = int((predicted != target).sum())
     confusion = multiclass_confusion_matrix(predicted, target, num_classes=classes)
     images, hits = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    bins = _reliability(logits.softmax(1), target)
     found: dict[str, Any] = {
         "accuracy": (len(target) - errors) / len(target),
         "errors": errors,
         "n": len(target),
         "nll": F.cross_entropy(logits, target).item(),
-        "ece": _calibration_error(logits.softmax(1), target),
+        "ece": _calibration_error(bins, len(target)),
+        "reliability": bins,
         "per_class_accuracy": [hits[c] / images[c] if images[c] else None for c in range(classes)],
         "confusion": confusion.tolist(),
         "agreement_with_teacher": None,
         "kl_to_teacher": None,
+        "teacher_mistakes": None,
+        "agreement_on_teacher_mistakes": None,
     }
     if teacher_logits is not None:
         teacher_log = teacher_logits.double().log_softmax(1)
         student_log = logits.log_softmax(1)
-        found["agreement_with_teacher"] = (predicted == teacher_logits.argmax(1)).double().mean().item()
+        taught = teacher_logits.argmax(1)
+        agrees, mistaken = predicted == taught, taught != target
+        found["agreement_with_teacher"] = agrees.double().mean().item()
+        found["teacher_mistakes"] = int(mistaken.sum())
+        if mistaken.any():
+            found["agreement_on_teacher_mistakes"] = agrees[mistaken].double().mean().item()
         found["kl_to_teacher"] = F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean").item()
     return found
 
 
-def _calibration_error(probabilities: Tensor, target: Tensor) -> float:
-    """Sum over the bins (low, high] of their share of the images times |accuracy - confidence|.
+def _reliability(probabilities: Tensor, target: Tensor) -> list[dict[str, Any]]:
+    """Images, accuracy and mean confidence in each bin (low, high] of the greatest probability; None where empty.
 
     torchmetrics (1.9) is not used here: it counts a confidence of exactly 1, as rounding gives, in a bin of its own.
     """
     confidence, predicted = probabilities.max(1)
     bins = ((confidence * ECE_BINS).ceil().long() - 1).clamp(0, ECE_BINS - 1)
-    gaps = torch.bincount(bins, weights=confidence - (predicted == target).double())
-    return gaps.abs().sum().item() / len(target)
+    right = (predicted == target).double()
+    images, hits, sums = (torch.bincount(bins, weights, ECE_BINS).tolist() for weights in (None, right, confidence))
+    return [
+        {"n": n, "accuracy": hit / n if n else None, "confidence": total / n if n else None}
+        for n, hit, total in zip(images, hits, sums, strict=True)
+    ]
+
+
+def _calibration_error(bins: list[dict[str, Any]], images: int) -> float:
+    """Sum over the bins of their share of the images times |accuracy - confidence|."""
+    return math.fsum(one["n"] / images * abs(one["accuracy"] - one["confidence"]) for one in bins if one["n"])

@@ -16,7 +16,7 @@ from kd import claims
 from kd.curves import read_metrics, write_metrics
 from kd.data import DistillationData
 from kd.folder import RESULT
-from kd.nets.cost import macs, parameters
+from kd.nets.cost import macs, parameters, size_bytes
 from kd.recipe import Plan
 from kd.schema import RunConfig
 from kd.store import save_weights, write_json
@@ -58,6 +58,7 @@ def arm(
         "model": model_name(model),
         "params": sum(parameters(network) for network in teacher.networks),
         "macs": sum(macs(network, data.image_shape) for network in teacher.networks),
+        "size_bytes": sum(size_bytes(network) for network in teacher.networks),
         "store_key": key,
         "epochs": meta.get("epochs"),
         "initial_epochs": meta.get("initial_epochs", 0),  # of a method's first stage, before these
@@ -66,7 +67,6 @@ def arm(
         "images_per_s": meta.get("images_per_s"),
         "val": meta.get("val"),
         "test": test,
-        "omitted": None,
     }
 
 

@@ -27,8 +27,9 @@ def run(raw: DictConfig) -> None:
         return
 
     # Torch takes seconds to import: not before it is needed.
-    from kd import build, evaluate, report, result
+    from kd import build, examples, report, result
     from kd.dry_run import dry_run
+    from kd.evaluate import evaluate
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
@@ -50,8 +51,9 @@ def run(raw: DictConfig) -> None:
     try:
         for recipe in planned.recipes():
             trainings.obtain(recipe)
-        arms = evaluate.arms(planned, trainings, device)
-        content = result.assemble(config, digest, planned, data, arms, device, time.perf_counter() - started)
+        found = evaluate(planned, trainings, device, timed=config.latency)
+        content = result.assemble(config, digest, planned, data, found.blocks, device, time.perf_counter() - started)
+        examples.write(folder, data, found.logits, found.target)
         result.write(folder, content, planned, trainings)
         report.write_page([folder], folder / "report.html")
         tracking.finish(content)

@@ -156,6 +156,7 @@ class RunConfig:
     logger: LoggerConfig = MISSING
     store: StoreConfig = MISSING
     claim: ClaimConfig | None = None
+    latency: bool = True
     force: bool = False
     debug: bool = False
 

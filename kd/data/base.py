@@ -62,6 +62,24 @@ class DistillationData(L.LightningDataModule):
         """The index (N,) and label (N,) of each image of the present view. Raises `ConfigError` if they are unknown."""
         raise ConfigError(f"{self.name} does not number its images, which this method needs to remember each of them.")
 
+    def held_out_dataloader(self) -> Any:
+        """All validation images, also of classes that an arm never sees; empty if there are none."""
+        return self.val_dataloader()
+
+    def class_shares(self) -> list[float]:
+        """The known share of each class (C,), before omission."""
+        raise ConfigError(f"{self.name} does not say how often its classes come.")
+
+    def test_images(self, places: Sequence[int]) -> list[Tensor]:
+        """Test images as uint8 (C, H, W), by their places in the order of the test set."""
+        wanted, found, start = set(places), {}, 0
+        for batch in self.test_dataloader():
+            image = batch[0]
+            for place in sorted(wanted & set(range(start, start + len(image)))):
+                found[place] = _as_bytes(image[place - start])
+            start += len(image)
+        return [found[place] for place in places]
+
     def on_device(self, batch: Any, device: torch.device) -> Batch:
         """Move, normalise and return a batch outside of a Trainer's loop."""
         moved: Batch = self.on_after_batch_transfer(self.transfer_batch_to_device(batch, device, 0), 0)
@@ -198,6 +216,21 @@ class ImageData(DistillationData):
     def test_dataloader(self) -> Any:
         return self.loader(InOrder(self.test_rows), "test", EVALUATION_BATCH)
 
+    def held_out_dataloader(self) -> Any:
+        return self.loader(InOrder(self.val_rows), "train", EVALUATION_BATCH) if len(self.val_rows) else []
+
+    def class_shares(self) -> list[float]:
+        """The shares in training and validation images together."""
+        labels = self.train_targets[torch.cat([self.train_rows, self.val_rows])]
+        shares: list[float] = (torch.bincount(labels, minlength=self.num_classes) / len(labels)).tolist()
+        return shares
+
+    def test_images(self, places: Sequence[int]) -> list[Tensor]:
+        if not places:
+            return []
+        batch = next(iter(self.loader(InOrder(self.test_rows[list(places)]), "test", len(places))))
+        return list(batch.image.cpu())
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (while training) and normalise a uint8 batch on the device it has arrived on."""
         image = batch.image
@@ -210,6 +243,14 @@ class ImageData(DistillationData):
         if self._scale.device != image.device:
             self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
         return image.float().mul_(self._scale).add_(self._shift)  # (x / 255 - mean) / std
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    """An image (C, H, W) of any scale as uint8, from its darkest to its brightest value."""
+    if image.dtype == torch.uint8:
+        return image.cpu()
+    low, high = image.min(), image.max()
+    return ((image.float() - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8).cpu()
 
 
 class InOrder(Sampler[int]):

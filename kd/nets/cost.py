@@ -13,6 +13,12 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def size_bytes(model: nn.Module) -> int:
+    """Return the bytes of the weights and buffers as they are stored, shared ones once."""
+    stored = {tensor.data_ptr() or id(tensor): tensor for tensor in model.state_dict().values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+
+
 def macs(model: nn.Module, image_shape: Sequence[int]) -> int:
     """Return the multiply-accumulates of one forward pass of one image (C, H, W), in eval mode.
 
