@@ -17,7 +17,7 @@ def class_pictures(run: Run) -> list[Picture]:
     shown, _ = _shown(run)
     values = {name: [arm.test.per_class[number] for number in shown] for name, arm in run.arms.items()}
     bars = bar_chart("per_class", "Test accuracy by class", [_label(run, number) for number in shown], values)
-    return [bars, *(matrix(run, arm) for arm in run.arms if run.classes <= READABLE)]
+    return [bars, *(matrix(run, name, arm.test.confusion) for name, arm in run.arms.items() if run.classes <= READABLE)]
 
 
 def per_class(run: Run, drawn: dict[str, Picture]) -> Html:
@@ -34,7 +34,7 @@ def confusions(run: Run, drawn: dict[str, Picture]) -> Html:
     """Each arm's matrix, or of many classes its commonest confusions."""
     heads = {arm: tag("h3", tag("span", arm, class_=f"arm {role(arm)}")) for arm in run.arms}
     if run.classes > READABLE:
-        lists = [tag("div", head, commonest(run, arm)) for arm, head in heads.items()]
+        lists = [tag("div", head, commonest(run, run.arms[arm].test.confusion)) for arm, head in heads.items()]
         return tag("div", *lists, class_="three")
     shown = [
         tag("div", head, tag("div", drawn[f"confusion_{file_name(arm)}"].inline(), class_="scroll"))

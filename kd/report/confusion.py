@@ -1,5 +1,6 @@
 """What was taken for what: the confusion matrix as a picture, or the commonest confusions of many classes."""
 
+from kd.report import interactive
 from kd.report.markup import Html, cut, join, percent, table, tag
 from kd.report.pictures import LETTER, Picture
 from kd.report.read import Run
@@ -10,9 +11,11 @@ CELL = 31
 LETTERS = 11  # of a class's name
 
 
-def matrix(run: Run, arm: str) -> Picture:
-    """Draw an arm's confusion matrix: hits blue, confusions orange, the stronger the larger their share of the row."""
-    counts = run.arms[arm].test.confusion
+def matrix(run: Run, arm: str, counts: list[list[int]], *, rule: str | None = None) -> Picture:
+    """Draw a confusion matrix: hits blue, confusions orange, the stronger the larger their share of the row.
+
+    counts[i][j]: images of class i that the arm called j, after a `rule` of bias correction if one is named.
+    """
     names = [run.class_name(i) for i in range(len(counts))]
     longest = max(len(name) for name in names)
     left = 34 + LETTER * min(longest, LETTERS)
@@ -35,13 +38,16 @@ def matrix(run: Run, arm: str) -> Picture:
         body.append(tag("text", cut(name, LETTERS), tag("title", name), x=left - 8, y=top + at + 4, class_="end"))
         body += [_cell(names, counts, i, j, left + CELL * j, top + CELL * i) for j in range(len(counts))]
     body.append(tag("rect", x=left, y=top, width=size, height=size, class_="frame"))
-    label = f"Confusion matrix of the {arm}: rows are true classes, columns predicted ones"
-    return Picture(f"confusion_{file_name(arm)}", label, left + size + 8, top + size + 8, join(body))
+    name = f"confusion_{file_name(arm)}" + (f"_{file_name(rule)}" if rule else "")
+    after = f", its bias corrected ({rule})" if rule else ""
+    label = f"Confusion matrix of the {arm}{after}: rows are true classes, columns predicted ones"
+    width, height = left + size + 8, top + size + 8
+    return Picture(name, label, width, height, join(body), interactive.matrix(counts, names, height=height))
 
 
-def commonest(run: Run, arm: str) -> Html:
+def commonest(run: Run, counts: list[list[int]]) -> Html:
     """The most frequent confusions as a list."""
-    found = top_confusions(run.arms[arm].test.confusion)
+    found = top_confusions(counts)
     if not found:
         return tag("p", "No image was taken for another class.")
     rows: list[list[object]] = [

@@ -11,7 +11,7 @@ from kd.report.markup import Html, join, tag
 from kd.report.read import Run, read_run
 from kd.report.section import headline, pictures, section
 
-PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+PAGE_STYLE = "".join(Path(__file__).with_name(name).read_text("utf-8") for name in ("page.css", "panels.css"))
 FIGURES = "figures"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "  # no address: nothing is fetched
 

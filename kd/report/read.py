@@ -9,43 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import ConfigError, StoreError
+from kd.report.arm import Arm, read_arm
 from kd.report.curves import Curves, read_curves
+from kd.report.examples import Example, read_examples
+from kd.report.fields import get, optional
 
 SCHEMA = 1
-RESULT, METRICS, CONFIG = "result.json", "metrics.csv", "config.yaml"
-
-
-@dataclass(frozen=True)
-class Test:
-    """An arm on the test set. Accuracies are fractions; `per_class` is None for a class without test images."""
-
-    accuracy: float
-    errors: int
-    n: int
-    nll: float
-    ece: float
-    per_class: list[float | None]
-    confusion: list[list[int]]
-    agreement: float | None
-    kl: float | None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One trained network of a run. A network trained elsewhere has no training figures."""
-
-    name: str
-    model: str
-    params: int | None
-    macs: int | None
-    epochs: int | None
-    selected_epoch: int | None
-    initial_epochs: int  # of a first stage, before the others
-    train_s: float | None
-    images_per_s: float | None
-    val_accuracy: float | None
-    test: Test
-    omitted: list[dict[str, Any]]
+RESULT, METRICS, CONFIG, EXAMPLES = "result.json", "metrics.csv", "config.yaml", "examples.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +32,7 @@ class Run:
     content: dict[str, Any]
     curves: Curves
     config: str
+    examples: list[Example]
 
     @property
     def change(self) -> float | None:
@@ -104,7 +75,7 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         ConfigError: there is no finished run in it.
-        StoreError: result.json or metrics.csv is damaged.
+        StoreError: result.json, metrics.csv or examples.json is damaged.
     """
     path = folder / RESULT
     if not path.is_file() or not _is_done(path):
@@ -114,14 +85,15 @@ def read_run(folder: Path) -> Run:
         if content["schema"] != SCHEMA:
             raise ValueError(f"its schema is {content['schema']!r}, this version reads {SCHEMA}")
         _check_shown(content)
-        arms = {str(name): _arm(str(name), block) for name, block in _get(content, "arms", dict).items()}
+        arms = {str(name): read_arm(str(name), block) for name, block in get(content, "arms", dict).items()}
         sizes = {len(arm.test.confusion) for arm in arms.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError("it has no arms, or arms with different classes")
+        _check_omitted(content["data"]["omitted"], arms)
         return Run(
             folder=folder,
-            experiment=str(_get(content, "experiment", str)),
-            seed=_get(content, "seed", int),
+            experiment=str(get(content, "experiment", str)),
+            seed=get(content, "seed", int),
             method=content["method"],
             data=content["data"],
             arms=arms,
@@ -129,6 +101,7 @@ def read_run(folder: Path) -> Run:
             content=content,
             curves=read_curves(folder / METRICS),
             config=_config(folder / CONFIG),
+            examples=read_examples(folder / EXAMPLES, *sizes),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, StoreError):
@@ -137,75 +110,32 @@ def read_run(folder: Path) -> Run:
         raise StoreError(f"{path} is damaged: {reason}. Delete the folder and run it again.") from error
 
 
-def _arm(name: str, block: dict[str, Any]) -> Arm:
-    test, val, omitted = _get(block, "test", dict), block.get("val"), block.get("omitted")
-    confusion = _get(test, "confusion", list)
-    per_class = [None if value is None else float(value) for value in _get(test, "per_class_accuracy", list)]
-    if any(len(row) != len(confusion) for row in confusion) or len(per_class) != len(confusion):
-        raise ValueError(f"the confusion matrix of arm {name!r} is not square, or not of the classes")
-    return Arm(
-        name=name,
-        model=str(block["model"]),
-        params=_optional(block, "params", int),
-        macs=_optional(block, "macs", int),
-        epochs=_optional(block, "epochs", int),
-        selected_epoch=_optional(block, "selected_epoch", int),
-        initial_epochs=_optional(block, "initial_epochs", int) or 0,
-        train_s=_optional(block, "train_s", float),
-        images_per_s=_optional(block, "images_per_s", float),
-        val_accuracy=None if val is None else float(_get(val, "accuracy", float)),
-        test=Test(
-            accuracy=_get(test, "accuracy", float),
-            errors=_get(test, "errors", int),
-            n=_get(test, "n", int),
-            nll=_get(test, "nll", float),
-            ece=_get(test, "ece", float),
-            per_class=per_class,
-            confusion=[[int(count) for count in row] for row in confusion],
-            agreement=_optional(test, "agreement_with_teacher", float),
-            kl=_optional(test, "kl_to_teacher", float),
-        ),
-        omitted=[_correction(entry) for entry in ([omitted] if isinstance(omitted, dict) else omitted or ())],
-    )
-
-
-def _correction(entry: dict[str, Any]) -> dict[str, Any]:
-    """One omitted class under one rule, with numbers where a page shows numbers."""
-    shown = {
-        key: _optional(entry, key, float) for key in ("accuracy_before", "accuracy_after", "overall_after", "bias")
-    }
-    return {"class": _get(entry, "class", int), "rule": entry.get("rule"), **shown}
-
-
 def _check_shown(content: dict[str, Any]) -> None:
     """Raise an error for a block that is passed on as it is, but is not of its type."""
-    data, method = _get(content, "data", dict), _get(content, "method", dict)
+    data, method = get(content, "data", dict), get(content, "method", dict)
     for key in ("train", "val", "test"):
-        _get(data, key, int)
+        get(data, key, int)
     for key in ("classes", "omitted", "omitted_from"):
-        _get(data, key, list)
-    for number in data["omitted"]:
-        int(number)
+        get(data, key, list)
     for key in ("temperature", "alpha", "beta"):
-        _optional(method, key, float)
-    _optional(content, "wall_s", float)
-    _optional(content, "versions", dict)
+        optional(method, key, float)
+    optional(content, "wall_s", float)
+    optional(content, "versions", dict)
     if content.get("claim") is not None:
-        blocks = [_get(content["claim"], "published", dict), _optional(content["claim"], "measured", dict) or {}]
+        blocks = [get(content["claim"], "published", dict), optional(content["claim"], "measured", dict) or {}]
         for block in blocks:
             for arm in block:
-                _optional(block, arm, dict)
+                optional(block, arm, dict)
 
 
-def _get(block: dict[str, Any], key: str, kind: type) -> Any:
-    value = block[key]
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-        raise ValueError(f"{key} is {value!r:.60}")
-    return value
-
-
-def _optional(block: dict[str, Any], key: str, kind: type) -> Any:
-    return None if block.get(key) is None else _get(block, key, kind)
+def _check_omitted(omitted: list[Any], arms: dict[str, Arm]) -> None:
+    """Raise an error for classes that do not exist, and for a correction where none was left out."""
+    classes = len(next(iter(arms.values())).test.confusion)
+    for number in omitted:
+        if not isinstance(number, int) or not 0 <= number < classes:
+            raise ValueError(f"omitted class {number!r:.60} is none of {classes} classes")
+    if not omitted and any(arm.correction for arm in arms.values()):
+        raise ValueError("an arm has a correction, but no class was omitted")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,17 +4,20 @@ import math
 from collections.abc import Iterator
 
 from kd.report import words
+from kd.report.changed import changed, changed_pictures
+from kd.report.claim import claim
 from kd.report.classes import class_pictures, confusions, per_class
 from kd.report.confusion import READABLE
-from kd.report.markup import Html, breakable, figure, join, measured, percent, points, short, table, tag
+from kd.report.correction import Correction
+from kd.report.dark import dark, dark_pictures
+from kd.report.markup import Html, figure, join, percent, tag
+from kd.report.omission import omission, omission_pictures
 from kd.report.pictures import Line, Picture, line_chart, role
-from kd.report.read import Arm, Run
+from kd.report.read import Run
+from kd.report.reliability import reliability, reliability_pictures
+from kd.report.results import results
+from kd.report.story import corrected, story
 
-NOTE = (
-    "NLL: mean negative log-likelihood, in nats. ECE: expected calibration error, 15 bins. KL to teacher: mean "
-    "KL(teacher || network) at T = 1, in nats. A dash: not measured, or trained elsewhere. "
-    "In brackets: the epochs of a first stage."
-)
 CAPTIONS = {
     "curves_accuracy": "Validation accuracy. A ring marks the epoch whose weights were kept.",
     "curves_loss": "Training loss. Arms with different objectives: compare shapes, not heights.",
@@ -24,7 +27,9 @@ CAPTIONS = {
 def pictures(run: Run) -> dict[str, Picture]:
     """The run's pictures by name. What was not logged has none, nor has a matrix that nobody could read."""
     curves = (_curves(run, "curves_accuracy", "val/accuracy"), _curves(run, "curves_loss", "train/loss"))
-    return {picture.name: picture for picture in (*curves, *class_pictures(run)) if picture is not None}
+    panels = (class_pictures, omission_pictures, reliability_pictures, dark_pictures, changed_pictures)
+    drawn = [*curves, *(picture for panel in panels for picture in panel(run))]
+    return {picture.name: picture for picture in drawn if picture is not None}
 
 
 def section(run: Run, drawn: dict[str, Picture]) -> Html:
@@ -32,11 +37,14 @@ def section(run: Run, drawn: dict[str, Picture]) -> Html:
     parts: Iterator[tuple[str, Html | None]] = iter(
         (
             ("Result", results(run)),
-            ("Claim", _claim(run)),
-            ("Omitted classes", _corrections(run)),
+            ("Omitted classes", omission(run, drawn)),
+            ("Claim", claim(run)),
             ("Training", _training(run, drawn)),
             ("Classes", per_class(run, drawn)),
             ("Confusions", confusions(run, drawn)),
+            ("Calibration", reliability(run, drawn)),
+            ("Dark knowledge", dark(run)),
+            ("Most changed by distillation", changed(run)),
             ("Provenance", _provenance(run)),
         )
     )
@@ -45,12 +53,14 @@ def section(run: Run, drawn: dict[str, Picture]) -> Html:
 
 def headline(run: Run) -> Html:
     """Each arm's test accuracy, large, and what the run found in words."""
+    omitted = {name: _on_omitted(found) for name, found in corrected(run).items()}
     tiles = [
         tag(
             "div",
             tag("span", name, class_="label"),
             tag("strong", percent(arm.test.accuracy)),
             tag("span", f"{arm.test.errors:,} of {arm.test.n:,} wrong", class_="muted"),
+            tag("span", omitted[name], class_="muted") if name in omitted else None,
             class_=f"tile {role(name)}",
         )
         for name, arm in run.arms.items()
@@ -58,67 +68,9 @@ def headline(run: Run) -> Html:
     said = [tag("p", words.outcome(run), class_="outcome")]
     if left_out := words.omission(run):
         said.append(tag("p", left_out))
+    if told := story(run):
+        said.append(tag("p", told, class_="story"))
     return join([*said, tag("div", *tiles, class_="tiles")])
-
-
-def results(run: Run) -> Html:
-    """The table of arms, one column each."""
-    arms = list(run.arms.values())
-    rows: list[list[object]] = [
-        ["network", *(breakable(arm.model) for arm in arms)],
-        ["parameters", *(measured(arm.params, ",") for arm in arms)],
-        ["MACs per image", *(short(arm.macs) for arm in arms)],
-        ["test accuracy", *(percent(arm.test.accuracy) for arm in arms)],
-        ["test errors", *(measured(arm.test.errors, ",") for arm in arms)],
-        ["NLL", *(measured(arm.test.nll, ".4f") for arm in arms)],
-        ["ECE", *(measured(arm.test.ece, ".4f") for arm in arms)],
-        ["agreement with teacher", *(percent(arm.test.agreement) for arm in arms)],
-        ["KL to teacher", *(measured(arm.test.kl, ".4f") for arm in arms)],
-        ["validation accuracy", *(percent(arm.val_accuracy) for arm in arms)],
-        ["kept epoch", *(_kept(arm) for arm in arms)],
-        ["training seconds", *(measured(arm.train_s, ",.1f") for arm in arms)],
-        ["images/s", *(measured(arm.images_per_s, ",.0f") for arm in arms)],
-    ]
-    if run.claim:
-        rows.append(["published", *(_published(run.claim["published"].get(arm.name)) for arm in arms)])
-    head: list[object] = ["", *(tag("span", arm.name, class_=f"arm {role(arm.name)}") for arm in arms)]
-    return join([table(head, rows), tag("p", NOTE, class_="note")])
-
-
-def _claim(run: Run) -> Html | None:
-    """What was published, and the same numbers of this run beside it."""
-    if run.claim is None:
-        return None
-    rows: list[list[object]] = []
-    for arm, metrics in run.claim["published"].items():
-        found = (run.claim.get("measured") or {}).get(arm) or {}
-        for metric, value in (metrics or {}).items():
-            both = [words.metric_value(metric, one) for one in (value, found.get(metric))]
-            rows.append([f"{arm}, {metric}", *both, _difference(metric, value, found.get(metric))])
-    quote = tag("blockquote", tag("p", run.claim.get("statement")), tag("cite", run.claim.get("source")))
-    return join([quote, table(["", "published", "measured", "difference"], rows) if rows else None])
-
-
-def _corrections(run: Run) -> Html | None:
-    """The omitted classes before and after their output bias was corrected."""
-    rows: list[list[object]] = [
-        [
-            f"{arm.name}, {run.class_name(entry['class'])}",
-            "oracle (tuned on the test set)" if entry.get("rule") == "oracle" else entry.get("rule"),
-            measured(entry.get("bias"), "+.3g"),
-            percent(entry.get("accuracy_before")),
-            percent(entry.get("accuracy_after")),
-            percent(arm.test.accuracy),
-            percent(entry.get("overall_after")),
-        ]
-        for arm in run.arms.values()
-        for entry in arm.omitted
-    ]
-    head: list[object] = ["", "rule", "bias", "class before", "class after", "all before", "all after"]
-    note = tag(
-        "p", "Accuracy on the class and on all test images, before and after its bias is changed.", class_="note"
-    )
-    return join([table(head, rows), note]) if rows else None
 
 
 def _training(run: Run, drawn: dict[str, Picture]) -> Html | None:
@@ -169,24 +121,9 @@ def _curves(run: Run, name: str, scalar: str) -> Picture | None:
     return line_chart(name, label, lines, percent=scalar == "val/accuracy") if lines else None
 
 
-def _kept(arm: Arm) -> str:
-    if arm.selected_epoch is None:
-        return "-"
-    first = f" (+ {arm.initial_epochs})" if arm.initial_epochs else ""
-    return f"{arm.selected_epoch} of {arm.epochs}{first}"
-
-
-def _published(metrics: object) -> object:
-    if not isinstance(metrics, dict) or not metrics:
-        return "-"
-    shown = [
-        [words.metric_value(metric, value), "" if metric == "accuracy" else f" {metric}"]
-        for metric, value in metrics.items()
-    ]
-    return join([part for i, pair in enumerate(shown) for part in (["; "] if i else []) + pair])
-
-
-def _difference(metric: str, published: object, found: object) -> Html:
-    if not isinstance(published, int | float) or not isinstance(found, int | float):
-        return Html("-")
-    return points(found - published) if words.is_share(metric) else measured(found - published, "+,.4g")
+def _on_omitted(correction: Correction) -> str:
+    """`never seen: 86.8% → 98.6% right`."""
+    shares = [correction.omitted_accuracy]
+    if correction.main is not None:
+        shares.append(correction.rules[correction.main].omitted_accuracy)
+    return f"never seen: {' → '.join('-' if share is None else f'{share:.1%}' for share in shares)} right"

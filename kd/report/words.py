@@ -34,8 +34,8 @@ def omission(run: Run) -> str | None:
         return None
     names = [run.class_name(number) for number in run.data["omitted"]]
     arms = [str(arm) for arm in run.data["omitted_from"]]
-    which = f"Class {names[0]} was" if len(names) == 1 else f"Classes {_and(names)} were"
-    return f"{which} left out of the training of {_and(arms)}; the test set is whole."
+    which = f"Class {names[0]} was" if len(names) == 1 else f"Classes {enumerated(names)} were"
+    return f"{which} left out of the training of {enumerated(arms)}; the test set is whole."
 
 
 def metric_value(metric: str, value: Any) -> object:
@@ -53,5 +53,27 @@ def is_share(metric: str) -> bool:
     return "accuracy" in metric or "agreement" in metric
 
 
-def _and(words: list[str]) -> str:
+def is_corrected(metric: str) -> bool:
+    """Whether a claim's metric is one of omitted classes, or of a corrected bias."""
+    return metric.startswith(("omitted_", "corrected_"))
+
+
+def metric_name(metric: str) -> str:
+    """A claim's metric in words."""
+    if not is_corrected(metric):
+        return metric
+    corrected = ", bias corrected" if metric.startswith("corrected_") else ""
+    bare = metric.removeprefix("corrected_")
+    where = " on the omitted classes" if bare.startswith("omitted_") else ""
+    return f"{bare.removeprefix('omitted_')}{where}{corrected}"
+
+
+def other_method(claim: dict[str, Any], method: dict[str, Any]) -> str | None:
+    """The method that the claim's numbers of the student were published for, if the run's is another."""
+    published = claim.get("method")
+    return None if published is None or published == method.get("name") else str(published)
+
+
+def enumerated(words: list[str]) -> str:
+    """`a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,33 @@
+"""What was published, and the same numbers of this run beside it."""
+
+from kd.report import words
+from kd.report.markup import DASH, Html, join, measured, points, table, tag
+from kd.report.read import Run
+
+
+def claim(run: Run) -> Html | None:
+    """The claim's words, its numbers beside the measured ones, and whose method they belong to."""
+    if run.claim is None:
+        return None
+    rows: list[list[object]] = []
+    for arm, metrics in run.claim["published"].items():
+        found = (run.claim.get("measured") or {}).get(arm) or {}
+        for metric, value in (metrics or {}).items():
+            both = [words.metric_value(metric, one) for one in (value, found.get(metric))]
+            title = f"{arm}, {words.metric_name(metric)}"
+            rows.append([title, *both, _difference(metric, value, found.get(metric))])
+    quote = tag("blockquote", tag("p", run.claim.get("statement")), tag("cite", run.claim.get("source")))
+    parts = [quote, table(["", "published", "measured", "difference"], rows) if rows else None]
+    if other := words.other_method(run.claim, run.method):
+        known = "" if "student" in run.claim["published"] else ", so none stands here"
+        said = f"The student's published numbers are for method {other}; this run's method is {run.method.get('name')}"
+        parts.append(tag("p", f"{said}{known}.", class_="warning"))
+    if not rows:
+        parts.append(tag("p", "No number was published for these settings.", class_="note"))
+    return join(parts)
+
+
+def _difference(metric: str, published: object, found: object) -> Html:
+    if not isinstance(published, int | float) or not isinstance(found, int | float):
+        return Html(DASH)
+    return points(found - published) if words.is_share(metric) else measured(found - published, "+,.4g")
