@@ -32,7 +32,9 @@ def with_max_norm(
             for group in stepped.param_groups:
                 for weight in group["params"]:
                     if weight.ndim > 1:
-                        weight.copy_(torch.renorm(weight, p=2, dim=0, maxnorm=max_norm))
+                        lengths = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+                        scale = (max_norm / lengths).clamp(max=1)  # of a row of zeros: 1
+                        weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)))
 
     made.register_step_post_hook(constrain)
     return made
