@@ -22,20 +22,24 @@ def position(values):
     return max(range(len(values)), key=lambda place: (values[place], -place))
 
 
-def calibration_error(probabilities, targets, bins):
-    """Guo et al. 2017 (1706.04599), equation 3: bins (m/M, (m+1)/M], weighted by their share of the images."""
-    error = 0.0
+def reliability(probabilities, targets, bins):
+    """Images, accuracy and mean confidence in the bins (m/M, (m+1)/M] of the greatest probability."""
+    found = []
     for number in range(bins):
         inside = [
             (max(row), position(row) == target)
             for row, target in zip(probabilities, targets, strict=True)
             if number / bins < max(row) <= (number + 1) / bins
         ]
-        if inside:
-            confidence = sum(sure for sure, _ in inside) / len(inside)
-            accuracy = sum(right for _, right in inside) / len(inside)
-            error += len(inside) / len(targets) * abs(accuracy - confidence)
-    return error
+        means = [sum(values) / len(inside) for values in zip(*inside, strict=True)] or [None, None]
+        found.append({"n": len(inside), "accuracy": means[1], "confidence": means[0]})
+    return found
+
+
+def calibration_error(found):
+    """Guo et al. 2017 (1706.04599), equation 3: the bins weighted by their share of the images."""
+    images = sum(one["n"] for one in found)
+    return sum(one["n"] / images * abs(one["accuracy"] - one["confidence"]) for one in found if one["n"])
 
 
 def reference(logits, target, teacher=None):
@@ -44,6 +48,7 @@ def reference(logits, target, teacher=None):
     count, classes = len(target), len(logits[0])
     predicted = [position(row) for row in logits]
     probabilities = [softmax(row) for row in logits]
+    bins = reliability(probabilities, target, 15)
     confusion = [[0] * classes for _ in range(classes)]
     for true, called in zip(target, predicted, strict=True):
         confusion[true][called] += 1
@@ -53,14 +58,23 @@ def reference(logits, target, teacher=None):
         "errors": errors,
         "n": count,
         "nll": -sum(math.log(row[true]) for row, true in zip(probabilities, target, strict=True)) / count,
-        "ece": calibration_error(probabilities, target, 15),
+        "ece": calibration_error(bins),
+        "reliability": bins,
         "per_class_accuracy": [row[c] / sum(row) if sum(row) else None for c, row in enumerate(confusion)],
         "confusion": confusion,
         "agreement_with_teacher": None,
         "kl_to_teacher": None,
+        "teacher_mistakes": None,
+        "agreement_on_teacher_mistakes": None,
     }
     if teacher is not None:
         teacher = teacher.double().tolist()
+        called = [position(row) for row in teacher]
+        mistaken = [place for place in range(count) if called[place] != target[place]]
+        found["teacher_mistakes"] = len(mistaken)
+        if mistaken:
+            same = sum(called[place] == predicted[place] for place in mistaken)
+            found["agreement_on_teacher_mistakes"] = same / len(mistaken)
         found["agreement_with_teacher"] = (
             sum(position(row) == called for row, called in zip(teacher, predicted, strict=True)) / count
         )
@@ -78,10 +92,20 @@ def reference(logits, target, teacher=None):
 def compare(found, expected):
     assert list(found) == list(expected)
     for name, value in expected.items():
-        if name in ("confusion", "errors", "n") or value is None:
+        if name in ("confusion", "errors", "n", "teacher_mistakes") or value is None:
             assert found[name] == value, name
+        elif name == "reliability":
+            compare_bins(found[name], value)
         else:
             assert found[name] == pytest.approx(value, abs=1e-9), name
+
+
+def compare_bins(found, expected):
+    assert len(found) == len(expected) == 15
+    for one, other in zip(found, expected, strict=True):
+        assert one["n"] == other["n"]
+        for key in ("accuracy", "confidence"):
+            assert one[key] == (None if other[key] is None else pytest.approx(other[key]))
 
 
 def draw(seed, count=200, scale=3.0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd.nets.cost import macs, parameters
+from kd.nets.cost import macs, parameters, size_bytes
 from kd.nets.mlp import MLP
 from kd.nets.wrn import WideResNet
 
@@ -30,6 +30,12 @@ def test_parameters_count_frozen_ones_and_shared_ones_once():
     model = nn.Sequential(shared, shared, nn.BatchNorm1d(3))
     shared.weight.requires_grad_(False)
     assert parameters(model) == 9 + 3 + 3 + 3
+
+
+def test_size_counts_weights_and_buffers_as_they_are_stored_shared_ones_once():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, shared, nn.BatchNorm1d(3), nn.Linear(3, 1, bias=False).half())
+    assert size_bytes(model) == 4 * (9 + 3) + 4 * (3 + 3 + 3 + 3) + 8 + 2 * 3
 
 
 @pytest.mark.parametrize(
