@@ -44,12 +44,13 @@ def network(model: Node, data: DistillationData, role: str = "student") -> nn.Mo
 
 
 def bound(model: Node, data: DistillationData) -> Node:
-    """Complete a network's configuration with those of a dataset's facts that its class or function takes."""
+    """Complete a network's configuration, and that of one inside it, with those of a dataset's facts that they take."""
     facts = {"num_classes": data.num_classes, "image_shape": list(data.image_shape)}
     parameters = _parameters("model", model)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     taken = {k: v for k, v in facts.items() if k in parameters or (open_ended and k == "num_classes")}
-    return {**taken, **model}
+    inside = {"network": bound(model["network"], data)} if isinstance(model.get("network"), dict) else {}
+    return {**taken, **model, **inside}
 
 
 def foreign_network(file: File, data: DistillationData) -> nn.Module:
