@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 MIN_SEEDS, HEADLINE_SEEDS = 6, 10
 LEVEL = 0.05  # of the test; the interval has 95%
