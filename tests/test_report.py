@@ -261,7 +261,7 @@ def test_several_runs_stand_in_the_given_order(tmp_path: Path) -> None:
     numbers = page.numbers("seed=3")[5:]
     assert numbers == pytest.approx([0.9, 0.7, 0.8, 0.1, 0.79, 0.77, 0.78])
     assert page.words.count("Resolved configuration") == 2
-    assert not (tmp_path / "figures").exists()
+    assert [path.name for path in sorted((tmp_path / "figures").iterdir())] == ["parallel.svg", "students.svg"]
 
 
 def test_seeds_are_pooled_without_a_verdict(tmp_path: Path) -> None:

@@ -1,83 +1,46 @@
 """Several runs side by side."""
 
 import os
-from dataclasses import dataclass
-from statistics import mean, stdev
 
-from kd.report.markup import Html, join, measured, percent, points, table, tag
-from kd.report.pictures import ROLES
+from kd.report import words
+from kd.report.configurations import Spread, change, pools, spread
+from kd.report.configurations import recipe_text as recipe_text  # for who knows it from here
+from kd.report.markup import DASH, Html, join, measured, percent, points, table, tag
+from kd.report.pictures import ROLES, Picture
 from kd.report.read import Run
+from kd.report.sweep import panels
 
 NOTE = (
     "Difference: test accuracy of the student minus that of the baseline, in percentage points. Choose T "
     "and alpha by validation accuracy, never by test accuracy."
 )
+PUBLISHED_NOTE = "Published: what the claim's source gives for the student; measured: the same of this run."
 POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
     "difference paired by seed. These rows describe; they decide nothing."
 )
+#: a metric's published number and the measured one
+Pair = tuple[object, object]
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Runs of one configuration under different seeds."""
-
-    runs: list[Run]
-
-    def row(self) -> list[object]:
-        first = self.runs[0]
-        cells = [self._accuracy(arm) for arm in ROLES]
-        change = _spread([run.change for run in self.runs if run.change is not None], sign=True)
-        seeds = ", ".join(str(run.seed) for run in self.runs)
-        return [first.experiment, *_method(first), len(self.runs), seeds, *cells, change]
-
-    def _accuracy(self, arm: str) -> Html:
-        """An arm's mean; a network that all runs share, as teachers often are, has no spread."""
-        values = [run.arms[arm].test.accuracy for run in self.runs if arm in run.arms]
-        keys = {run.content["arms"][arm].get("store_key") for run in self.runs if arm in run.arms}
-        return join([percent(values[0]), " (one network)"]) if len(keys) == 1 and keys != {None} else _spread(values)
-
-
-def comparison(runs: list[Run]) -> Html:
-    """The table of runs, in their order, and below it the means of those that differ only by seed."""
+def comparison(runs: list[Run], drawn: dict[str, Picture]) -> Html:
+    """The table of runs in their order, below it the means of those that differ only by seed, then the pictures."""
+    claimed = any(_pairs(run) for run in runs)
     head: list[object] = ["run", "experiment", "method", "T", "alpha", "seed"]
     head += [*(f"{arm} test" for arm in ROLES), "difference", *(f"{arm} val" for arm in ROLES)]
-    names = run_names(runs)
-    rows = [_row(run, name, number) for number, (run, name) in enumerate(zip(runs, names, strict=True), 1)]
-    parts = [tag("h2", "Runs"), table(head, rows, class_="small runs"), tag("p", NOTE, class_="note")]
+    head += ["published", "measured"] if claimed else []
+    rows = [
+        _row(run, name, number, claimed)
+        for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1)
+    ]
+    note = f"{NOTE} {PUBLISHED_NOTE}" if claimed else NOTE
+    parts = [tag("h2", "Runs"), table(head, rows, class_="small runs"), tag("p", note, class_="note")]
     if found := pools(runs):
         columns = ["experiment", "method", "T", "alpha", "n", "seeds", *(f"{arm} test" for arm in ROLES), "difference"]
-        pooled = table(list(columns), [pool.row() for pool in found], class_="small runs")
+        columns += ["published", "measured"] if claimed else []
+        pooled = table(list(columns), [_pooled(group, claimed) for group in found], class_="small runs")
         parts += [tag("h2", "Means over seeds"), pooled, tag("p", POOLED_NOTE, class_="note")]
-    return tag("section", *parts)
-
-
-def pools(runs: list[Run]) -> list[Pool]:
-    """The configurations that were run under several seeds. A seed that comes twice counts once."""
-    groups: dict[tuple[str, str], dict[int, Run]] = {}
-    for run in runs:
-        if run.config:
-            groups.setdefault((run.experiment, recipe_text(run.config)), {}).setdefault(run.seed, run)
-    return [Pool(list(by_seed.values())) for by_seed in groups.values() if len(by_seed) > 1]
-
-
-def recipe_text(config: str) -> str:
-    """A config.yaml without its seeds and what has no part in the result: equal for runs that differ only by seed."""
-    aside = {"": ("seed", "store", "logger", "force", "debug"), "data": ("root",), "teacher": ("seed",)}
-    kept, block, dropped = [], "", None
-    for line in config.splitlines():
-        indent = len(line) - len(line.lstrip(" "))
-        key = line.strip().partition(":")[0]
-        if dropped is not None and (indent > dropped or (indent == dropped and key.startswith("- "))):
-            continue
-        dropped = None
-        if indent == 0 and not key.startswith("- "):
-            block = key
-        if (indent == 0 and key in aside[""]) or (indent == 2 and key in aside.get(block, ())):
-            dropped = indent
-        else:
-            kept.append(line)
-    return "\n".join(kept)
+    return join([tag("section", *parts), panels(runs, drawn)])
 
 
 def run_names(runs: list[Run]) -> list[str]:
@@ -90,12 +53,21 @@ def run_names(runs: list[Run]) -> list[str]:
     ]
 
 
-def _row(run: Run, name: str, number: int) -> list[object]:
+def _row(run: Run, name: str, number: int, claimed: bool) -> list[object]:
     arms = [run.arms.get(arm) for arm in ROLES]
     test = [percent(arm.test.accuracy if arm else None) for arm in arms]
     val = [percent(arm.val_accuracy if arm else None) for arm in arms]
     link = tag("a", name, href=f"#run-{number}")
-    return [link, run.experiment, *_method(run), run.seed, *test, points(run.change), *val]
+    beside = _beside(run, _pairs(run)) if claimed else []
+    return [link, run.experiment, *_method(run), run.seed, *test, points(run.change), *val, *beside]
+
+
+def _pooled(runs: list[Run], claimed: bool) -> list[object]:
+    first = runs[0]
+    cells = [_accuracy(runs, arm) for arm in ROLES]
+    seeds = ", ".join(str(run.seed) for run in runs)
+    row = [first.experiment, *_method(first), len(runs), seeds, *cells, _spread(change(runs), sign=True)]
+    return [*row, *(_beside(first, _pooled_pairs(runs)) if claimed else [])]
 
 
 def _method(run: Run) -> list[object]:
@@ -103,9 +75,55 @@ def _method(run: Run) -> list[object]:
     return [method.get("name"), measured(method.get("temperature"), "g"), measured(method.get("alpha"), "g")]
 
 
-def _spread(values: list[float], *, sign: bool = False) -> Html:
+def _accuracy(runs: list[Run], arm: str) -> Html:
+    """An arm's mean; a network that all runs share, as teachers often are, has no spread."""
+    having = [run for run in runs if arm in run.arms]
+    keys = {run.content["arms"][arm].get("store_key") for run in having}
+    values: list[float | None] = [run.arms[arm].test.accuracy for run in having]
+    return (
+        join([percent(values[0]), " (one network)"]) if len(keys) == 1 and keys != {None} else _spread(spread(values))
+    )
+
+
+def _spread(found: Spread | None, *, sign: bool = False) -> Html:
     """Mean and sample standard deviation, in percent."""
-    if len(values) < 2:
+    if found is None or found.sd is None:
         return percent(None)
-    average = measured(mean(values), "+.2f" if sign else ".2f", 100)
-    return join([average, " ± ", measured(stdev(values), ".2f", 100)])
+    average = measured(found.mean, "+.2f" if sign else ".2f", 100)
+    return join([average, " ± ", measured(found.sd, ".2f", 100)])
+
+
+def _pairs(run: Run) -> dict[str, Pair]:
+    """What was published of the student, by metric, and beside it what was measured."""
+    claim = run.claim or {}
+    published, found = ((claim.get(block) or {}).get("student") or {} for block in ("published", "measured"))
+    return {metric: (value, found.get(metric)) for metric, value in published.items()}
+
+
+def _pooled_pairs(runs: list[Run]) -> dict[str, Pair]:
+    """The same of runs that differ only by seed, and so have one published number: means over the seeds."""
+    pooled: dict[str, Pair] = {}
+    for metric, (value, _) in _pairs(runs[0]).items():
+        values = [_pairs(run).get(metric, (None, None))[1] for run in runs]
+        known = spread([float(v) if isinstance(v, int | float) else None for v in values])
+        pooled[metric] = (value, known.mean if known else None)
+    return pooled
+
+
+def _beside(run: Run, pairs: dict[str, Pair]) -> list[object]:
+    """Two cells: the published numbers, said if they are of another method, and the measured ones."""
+    if not pairs:
+        return [DASH, DASH]
+    other = words.other_method(run.claim or {}, run.method)
+    published, found = (
+        [join([words.metric_value(metric, pair[i]), _unit(metric)]) for metric, pair in pairs.items()] for i in (0, 1)
+    )
+    return [join([_listed(published), f" (method {other})" if other else ""]), _listed(found)]
+
+
+def _unit(metric: str) -> str:
+    return "" if metric == "accuracy" else f" {words.metric_name(metric)}"
+
+
+def _listed(parts: list[Html]) -> Html:
+    return join([piece for i, part in enumerate(parts) for piece in (["; "] if i else []) + [part]])

@@ -23,6 +23,7 @@ SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 COLOURS = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", STYLE.partition("}")[0]))
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Arial, sans-serif"
 CLEAR = "rgba(0,0,0,0)"
+STRONG = 0.85  # of a colour, from which letters on it are light
 DASHES = ("solid", "1px,4.5px", "9px,5px", "9px,4px,1px,4px")
 
 
@@ -58,6 +59,7 @@ def axis(title: str | None = None, *, percent: bool = False, **given: Any) -> di
         "gridcolor": COLOURS["line"],
         "linecolor": COLOURS["line"],
         "zeroline": False,
+        "ticks": "",
         "automargin": True,
         "tickfont": {"color": COLOURS["muted"]},
     }
@@ -137,8 +139,6 @@ def matrix(counts: list[list[int]], names: list[str], *, height: float) -> Plot:
         "z": strength,
         "zmin": -1,
         "zmax": 1,
-        "text": [[str(count) if count else "" for count in row] for row in counts],
-        "texttemplate": "%{text}",
         "customdata": said,
         "hovertemplate": "%{customdata}<extra></extra>",
         "colorscale": [[0, COLOURS["miss"]], [0.5, COLOURS["sheet"]], [1, COLOURS["hit"]]],
@@ -146,14 +146,25 @@ def matrix(counts: list[list[int]], names: list[str], *, height: float) -> Plot:
         "xgap": 1,
         "ygap": 1,
     }
-    shown = {"showgrid": False, "constrain": "domain", "ticks": ""}
+    shown: dict[str, Any] = {"showgrid": False, "constrain": "domain"}
+    places_of = [(j, i, str(count)) for i, row in enumerate(counts) for j, count in enumerate(row) if count]
+    said_over = over_cells([(j, i, word, abs(strength[i][j]) > STRONG) for j, i, word in places_of])
     return plot(
-        [data],
+        [data, said_over],
         height=height,
         xaxis=axis("predicted", **places(names), **shown, side="top"),
         yaxis=axis("true", **places(names), **shown, range=[len(names) - 0.5, -0.5], scaleanchor="x"),
         margin={"l": 40, "r": 10, "t": 46, "b": 14},
     )
+
+
+def over_cells(cells: list[tuple[int, int, str, bool]]) -> dict[str, Any]:
+    """Texts in a heat map: column, row, text, and whether the colour below is strong."""
+    columns, rows, words, strong = (list(part) for part in zip(*cells, strict=True)) if cells else ([], [], [], [])
+    colours = [COLOURS["sheet"] if one else COLOURS["ink"] for one in strong]
+    font = {"color": colours, "size": 12}
+    where = {"x": columns, "y": rows, "text": words, "textfont": font}
+    return {"type": "scatter", "mode": "text", "hoverinfo": "skip", "showlegend": False} | where
 
 
 def drawn_over(svg: Html, name: str, twin: Plot) -> Html:
@@ -168,10 +179,14 @@ def scripts() -> Html:
     return join([palette, tag("script", Html(_plotly())), tag("script", Html(SCRIPT))])
 
 
-def script_policy() -> str:
-    """The part of the page's policy that lets run these two scripts, and no other that a name may smuggle in."""
+def script_policy(body: str) -> str:
+    """The part of the page's policy that lets run these two scripts, and no other that a name may smuggle in.
+
+    plotly draws parallel coordinates with WebGL programs that it compiles as it goes: only their page allows that.
+    """
     hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in (_plotly(), SCRIPT)]
-    return "script-src " + " ".join(f"'sha256-{code}'" for code in hashes)
+    compiled = " 'unsafe-eval'" if '"type":"parcoords"' in body else ""
+    return "script-src " + " ".join(f"'sha256-{code}'" for code in hashes) + compiled
 
 
 def _plotly() -> str:

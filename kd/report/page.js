@@ -3,26 +3,42 @@
 (() => {
   const palette = JSON.parse(document.getElementById("palette").textContent);
   const config = {
-    responsive: true,
     displaylogo: false,
     showSendToCloud: false,
     displayModeBar: "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   };
   const waiting = [];
+  const sizes = new ResizeObserver((entries) => {
+    const changed = entries.filter(({ target }) => target.clientWidth && target.clientWidth !== Number(target.dataset.width));
+    request(changed.map(({ target }) => target.parentElement));
+  });
   let drawn = 0;
 
-  // the colours of the light scheme are names of those of the reader's scheme
+  const texts = new Set(["text", "ticktext", "customdata", "name", "label"]); // these may hold anything
+
+  // a colour of the light scheme stands for the same one of the reader's scheme
   function coloured(value, style) {
-    if (typeof value === "string") return value in palette ? style.getPropertyValue(palette[value]).trim() : value;
+    if (typeof value === "string") {
+      return value.replace(/#[0-9a-f]{6}/g, (one) => style.getPropertyValue(palette[one] ?? "").trim() || one);
+    }
     if (Array.isArray(value)) return value.map((item) => coloured(item, style));
     if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item, style)]));
+    const pairs = Object.entries(value);
+    return Object.fromEntries(pairs.map(([key, item]) => [key, texts.has(key) ? item : coloured(item, style)]));
   }
 
   function hasWebGL() {
     const canvas = document.createElement("canvas");
     return Boolean(canvas.getContext("webgl2") || canvas.getContext("webgl"));
+  }
+
+  // a legend of many rows gets a place of its own, not the curves'
+  function height({ data, layout }, width) {
+    const lengths = data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name.length);
+    if (lengths.length < 2 || layout.showlegend === false) return layout.height;
+    const columns = Math.max(1, Math.floor((width - 66) / (50 + 7 * Math.max(...lengths))));
+    return layout.height + 20 * (Math.ceil(lengths.length / columns) - 1);
   }
 
   async function draw(box) {
@@ -37,8 +53,11 @@
       place.setAttribute("aria-label", box.querySelector("svg").getAttribute("aria-label"));
       box.append(place);
       drawn += 1;
+      sizes.observe(place);
     }
     box.classList.add("drawn");
+    place.dataset.width = place.clientWidth;
+    layout.height = height(twin, place.clientWidth);
     const image = { toImageButtonOptions: { format: "svg", filename: box.dataset.name } };
     await Plotly.react(place, data, layout, { ...config, ...image });
   }
@@ -65,14 +84,17 @@
     if (idle) work();
   }
 
-  const seen = (box) => !box.parentElement.closest("details:not([open])");
-  for (const details of document.querySelectorAll("details")) {
-    details.addEventListener("toggle", () => {
-      if (details.open) request([...details.querySelectorAll(".plotted:not(.drawn)")].filter(seen));
-    });
-  }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    request([...document.querySelectorAll(".plotted.drawn")]);
+  // what is folded up is drawn once it comes into sight
+  const observer = new IntersectionObserver((entries) => {
+    const seen = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    for (const box of seen) observer.unobserve(box);
+    if (seen.length) request(seen);
   });
-  request([...document.querySelectorAll(".plotted")].filter(seen));
+  const visible = (box) => box.getClientRects().length > 0;
+  const boxes = [...document.querySelectorAll(".plotted")];
+  for (const box of boxes) if (!visible(box)) observer.observe(box);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    request(boxes.filter((box) => box.classList.contains("drawn")));
+  });
+  request(boxes.filter(visible));
 })();

@@ -8,8 +8,10 @@ from kd.report import words
 from kd.report.comparison import comparison, run_names
 from kd.report.interactive import STYLE, script_policy, scripts
 from kd.report.markup import Html, join, tag
+from kd.report.pictures import Picture
 from kd.report.read import Run, read_run
 from kd.report.section import headline, pictures, section
+from kd.report.sweep import sweep_pictures
 
 PAGE_STYLE = "".join(Path(__file__).with_name(name).read_text("utf-8") for name in ("page.css", "panels.css"))
 FIGURES = "figures"
@@ -28,21 +30,23 @@ def write_page(folders: list[Path], target: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        page = _one(runs[0], target.parent / FIGURES) if len(runs) == 1 else _several(runs)
-        _write(target, page)
+        figures = target.parent / FIGURES
+        _write(target, _one(runs[0], figures) if len(runs) == 1 else _several(runs, figures))
     except OSError as error:
         raise ConfigError(f"Cannot write {target}: {error.strerror or error}. Choose another file.") from error
 
 
 def _one(run: Run, figures: Path) -> str:
     drawn = pictures(run)
-    figures.mkdir(exist_ok=True)
-    for picture in drawn.values():
-        _write(figures / f"{picture.name}.svg", picture.file())
+    _write_figures(figures, drawn)
     return _document(f"{run.experiment}, seed {run.seed}", _header(run), headline(run), section(run, drawn))
 
 
-def _several(runs: list[Run]) -> str:
+def _several(runs: list[Run], figures: Path) -> str:
+    """The comparison, with pictures of its own, and below it each run folded up."""
+    names = run_names(runs)
+    drawn = sweep_pictures(runs, names)
+    _write_figures(figures, drawn)
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     title = experiments[0] if len(experiments) == 1 else f"{len(experiments)} experiments"
     header = tag("header", tag("h1", title), tag("p", f"{len(runs)} runs", class_="settings"))
@@ -55,9 +59,9 @@ def _several(runs: list[Run]) -> str:
             class_="run",
             id=f"run-{number}",
         )
-        for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1)
+        for number, (run, name) in enumerate(zip(runs, names, strict=True), 1)
     ]
-    return _document(f"{title}: {len(runs)} runs", header, comparison(runs), tag("h2", "Each run"), *parts)
+    return _document(f"{title}: {len(runs)} runs", header, comparison(runs, drawn), tag("h2", "Each run"), *parts)
 
 
 def _header(run: Run) -> Html:
@@ -70,18 +74,25 @@ def _header(run: Run) -> Html:
 
 def _document(title: str, *parts: Html) -> str:
     """The page around its parts. Its policy lets a browser load nothing, whatever a class may be called."""
+    body = join([tag("main", *parts), scripts()])
     head = join(
         [
             Html('<meta charset="utf-8">'),
             Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
             Html('<meta name="color-scheme" content="light dark">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{script_policy()}">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{script_policy(body)}">'),
             tag("title", title),
             tag("style", Html(STYLE + PAGE_STYLE)),
         ]
     )
-    body = join([tag("main", *parts), scripts()])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def _write_figures(folder: Path, drawn: dict[str, Picture]) -> None:
+    if drawn:
+        folder.mkdir(exist_ok=True)
+    for picture in drawn.values():
+        _write(folder / f"{picture.name}.svg", picture.file())
 
 
 def _write(path: Path, content: str) -> None:

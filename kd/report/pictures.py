@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kd.report import interactive
 from kd.report.interactive import STYLE, Plot
@@ -11,6 +12,7 @@ from kd.report.markup import Html, cut, join, tag
 ROLES = ("teacher", "baseline", "student")
 WIDTH = 420
 LETTER = 7.0  # width of a letter of 12 px, about
+STEPS = 6  # colours of configurations; more are dashed
 LOG_FROM = 20  # a ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -61,11 +63,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: (epoch, value) in order. `kept` is the epoch whose weights the arm has."""
+    """One curve: (epoch, value) in order. `kept` is the epoch whose weights the arm has.
+
+    Its label says which arm it is, and so its colour; or it has a `step`, the number of its configuration, in a picture
+    of several. Lines of one step look alike and stand once in the legend.
+    """
 
     label: str
     points: list[tuple[int, float]]
     kept: int | None
+    step: int | None = None
 
 
 def role(label: str) -> str:
@@ -76,7 +83,8 @@ def role(label: str) -> str:
 
 def line_chart(name: str, label: str, lines: list[Line], *, percent: bool) -> Picture:
     """Draw curves over epochs, with a tooltip for each epoch."""
-    legend, top = _legend([line.label for line in lines])
+    styles = line_styles(lines)
+    legend, top = legend_of(dict(zip([line.label for line in lines], styles, strict=True)))
     height, left = 280, 56
     values = [value for line in lines for _, value in line.points]
     epochs = sorted({epoch for line in lines for epoch, _ in line.points})
@@ -95,7 +103,7 @@ def line_chart(name: str, label: str, lines: list[Line], *, percent: bool) -> Pi
             legend,
             tag("g", *grid, class_="grid"),
             tag("g", *below, class_="below"),
-            *(_curve(line, number, x, y) for number, line in _numbered(lines)),
+            *(_curve(line, style, x, y) for line, style in zip(lines, styles, strict=True)),
             _tooltips(lines, epochs, x, (top, height - 44), percent=percent),
         ]
     )
@@ -104,7 +112,7 @@ def line_chart(name: str, label: str, lines: list[Line], *, percent: bool) -> Pi
 
 def bar_chart(name: str, label: str, groups: list[str], bars: dict[str, list[float | None]]) -> Picture:
     """Draw a group of horizontal bars, 0 to 100%, for each class; `bars` has each arm's values in the groups' order."""
-    legend, top = _legend(list(bars), square=True)
+    legend, top = legend_of({arm: (role(arm), 0) for arm in bars}, square=True)
     left = min(150.0, 18 + LETTER * max(len(group) for group in groups))
     thick, gap = 8, 11
     group_height = thick * len(bars) + gap
@@ -175,21 +183,28 @@ def _step(span: float, count: int) -> float:
     return next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= span / count * (1 - 1e-9))
 
 
-def _numbered(lines: list[Line]) -> list[tuple[int, Line]]:
-    """Each line with its number among those of its role, which decides how it is dashed."""
+def line_styles(lines: list[Line]) -> list[tuple[str, int]]:
+    """Each line's colour and how it is dashed: the second of an arm's lines is dashed, and so is the seventh step."""
     roles = [role(line.label) for line in lines]
-    return [(roles[:i].count(roles[i]), line) for i, line in enumerate(lines)]
+    return [
+        (roles[i], roles[:i].count(roles[i]) % 4) if line.step is None else step_style(line.step)
+        for i, line in enumerate(lines)
+    ]
 
 
-def _legend(labels: list[str], *, square: bool = False) -> tuple[Html, int]:
-    """The legend's rows, and the height at which it ends."""
+def step_style(number: int) -> tuple[str, int]:
+    """Colour and dashes of the configuration of this number."""
+    return f"step-{number % STEPS}", number // STEPS % 4
+
+
+def legend_of(styles: dict[str, tuple[str, int]], *, square: bool = False) -> tuple[Html, int]:
+    """The legend's rows, from each label's colour and dashes, and the height at which it ends."""
     items, x, y = [], 12.0, 16
-    roles = [role(label) for label in labels]
-    for i, label in enumerate(labels):
+    for label, (colour, dash) in styles.items():
         width = 34 + LETTER * len(label) + 14
         if x + width > WIDTH and x > 12:
             x, y = 12.0, y + 18
-        style = f"{roles[i]} dash-{roles[:i].count(roles[i]) % 4}"
+        style = f"{colour} dash-{dash}"
         if square:
             key = tag("rect", x=x + 10, y=y - 9, width=12, height=10, class_=f"bar {style}")
         else:
@@ -199,9 +214,9 @@ def _legend(labels: list[str], *, square: bool = False) -> tuple[Html, int]:
     return tag("g", *items, class_="legend"), y + 10
 
 
-def _curve(line: Line, number: int, x: Axis, y: Axis) -> Html:
+def _curve(line: Line, look: tuple[str, int], x: Axis, y: Axis) -> Html:
     places = [(x(epoch), y(value)) for epoch, value in line.points]
-    style = f"{role(line.label)} dash-{number % 4}"
+    style = f"{look[0]} dash-{look[1]}"
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
     dots = places if len(places) <= 10 else []
     kept = [place for (epoch, _), place in zip(line.points, places, strict=True) if epoch == line.kept]
@@ -215,17 +230,20 @@ def _curve(line: Line, number: int, x: Axis, y: Axis) -> Html:
 
 def _line_plot(lines: list[Line], y: Axis, *, percent: bool) -> Plot:
     """The curves, and a ring around each kept epoch."""
-    data = []
-    for number, line in _numbered(lines):
-        colour = interactive.COLOURS[role(line.label)]
+    data: list[dict[str, Any]] = []
+    for line, (colour, dash) in zip(lines, line_styles(lines), strict=True):
         xs, ys = [epoch for epoch, _ in line.points], [value for _, value in line.points]
-        data.append(interactive.curve(line.label, role(line.label), [*xs], [*ys], number=number, percent=percent))
+        drawn = interactive.curve(line.label, colour, [*xs], [*ys], number=dash, percent=percent)
+        again = any(one.get("name") == drawn["name"] for one in data)
+        data.append(drawn | {"legendgroup": drawn["name"], "showlegend": not again})
         if line.kept in xs:
-            ring = {"color": interactive.COLOURS["sheet"], "size": 10, "line": {"color": colour, "width": 2.2}}
+            edge = {"color": interactive.COLOURS[colour], "width": 2.2}
+            ring = {"color": interactive.COLOURS["sheet"], "size": 10, "line": edge}
             place = {"x": [line.kept], "y": [ys[xs.index(line.kept)]], "marker": ring}
-            data.append({"type": "scatter", "mode": "markers", "showlegend": False, "hoverinfo": "skip", **place})
-    marks = {"type": "log", "tickvals": [*y.ticks], "ticktext": tick_texts(y, percent=False)} if y.log else {}
-    upright = interactive.axis(percent=percent, **marks)
+            ring = {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "showlegend": False}
+            data.append(ring | {"legendgroup": drawn["name"], **place})
+    marks: dict[str, Any] = {"type": "log", "tickvals": [*y.ticks], "ticktext": tick_texts(y, percent=False)}
+    upright = interactive.axis(percent=percent, **(marks if y.log else {}))
     return interactive.plot(
         data, height=320, hovermode="x unified", xaxis=interactive.axis("epoch", tickformat="d"), yaxis=upright
     )
