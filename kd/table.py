@@ -12,6 +12,8 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "network": lambda arm: str(arm["model"]),
     "parameters": lambda arm: f"{arm['params']:,}",
     "MACs per image": lambda arm: _short(arm["macs"]),
+    "size on disk": lambda arm: _size(arm.get("size_bytes")),
+    "ms for 1 / 256": lambda arm: _latency(arm.get("latency_ms")),
     "test accuracy": lambda arm: f"{arm['test']['accuracy']:.2%}",
     "test errors": lambda arm: f"{arm['test']['errors']:,} of {arm['test']['n']:,}",
     "NLL": lambda arm: f"{arm['test']['nll']:.4f}",
@@ -21,19 +23,26 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "training seconds": lambda arm: _or_dash(arm["train_s"], ",.1f"),
     "images/s": lambda arm: _or_dash(arm["images_per_s"], ",.0f"),
 }
+#: what a result of an older version, or on another device, may not have: left out where no arm has it
+MAYBE = ("size on disk", "ms for 1 / 256")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print a finished run: one column per arm, the published number beside the measured one where there is one."""
     arms, claim = result["arms"], result["claim"]
     table = Table(title=f"{result['experiment']}, seed {result['seed']}, {result['device']}", title_justify="left")
+    table.caption, table.caption_justify = _timed_on(list(arms.values())), "left"
     table.add_column("", no_wrap=True)
     for name in arms:
         table.add_column(name, justify="right", overflow="fold")
     for title, text in ROWS.items():
-        table.add_row(title, *(escape(text(block)) for block in arms.values()))
+        cells = [escape(text(block)) for block in arms.values()]
+        if title not in MAYBE or set(cells) != {"-"}:
+            table.add_row(title, *cells)
     if any(block.get("initial_epochs") for block in arms.values()):
         table.add_row("epochs", *(_epochs(block) for block in arms.values()))
+    for title, texts in _omission(list(arms.values())):
+        table.add_row(title, *texts)
     if claim:
         published = [_published(claim["published"].get(name, {})) for name in arms]
         table.add_row("published", *published, style="bold")
@@ -58,9 +67,45 @@ def _epochs(arm: dict[str, Any]) -> str:
     return f"{arm['initial_epochs']} + {epochs}" if arm.get("initial_epochs") else epochs
 
 
+def _omission(arms: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """What the arms that never saw some classes make of them: as trained, and with a bias set without the test set."""
+    corrections = [arm.get("correction") for arm in arms]
+    if not any(corrections):
+        return []
+    before = [_or_dash(found["before"]["omitted_accuracy"] if found else None, ".2%") for found in corrections]
+    rows = [("on omitted classes", before)]
+    for rule in ("fixed", "prior"):
+        blocks = [found["rules"].get(rule) if found else None for found in corrections]
+        if any(blocks):
+            shares = [_or_dash(block["omitted_accuracy"] if block else None, ".2%") for block in blocks]
+            rows.append((f"  with {rule} bias", shares))
+            rows.append(("  then on all", [_or_dash(block["accuracy"] if block else None, ".2%") for block in blocks]))
+    return rows
+
+
 def _published(metrics: dict[str, float]) -> str:
-    texts = [f"{value:.2%}" if name == "accuracy" else f"{value:g} {name}" for name, value in metrics.items()]
+    """The published numbers of the whole test set; those of omitted classes are in the claim's words."""
+    shown = {name: value for name, value in metrics.items() if not name.startswith(("omitted_", "corrected_"))}
+    texts = [f"{value:.2%}" if name == "accuracy" else f"{value:g} {name}" for name, value in shown.items()]
     return ", ".join(texts) or "-"
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else f"{_short(count)}B" if count >= 1000 else f"{count} B"
+
+
+def _latency(found: dict[str, Any] | None) -> str:
+    """Median milliseconds of a batch of one image and of 256."""
+    return "-" if found is None else f"{found['1']:.3g} / {found['256']:.3g}"
+
+
+def _timed_on(arms: list[dict[str, Any]]) -> str | None:
+    """What the milliseconds are, e.g. `ms: one batch of 1 and of 256 images, median, cpu, 1 thread`."""
+    found = next((block for arm in arms if (block := arm.get("latency_ms"))), None)
+    if found is None:
+        return None
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    return escape(f"ms: one batch of 1 and of 256 images, median, {found['device']}, {threads}")
 
 
 def _or_dash(value: float | None, form: str) -> str:
