@@ -14,7 +14,7 @@ NOTE = (
     "Difference: test accuracy of the student minus that of the baseline, in percentage points. Choose T "
     "and alpha by validation accuracy, never by test accuracy."
 )
-PUBLISHED_NOTE = "Published: what the claim's source gives for the student; measured: the same of this run."
+PUBLISHED_NOTE = "Published: what the claim's source gives for the student; in brackets the same as measured here."
 POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
     "difference paired by seed. These rows describe; they decide nothing."
@@ -27,8 +27,8 @@ def comparison(runs: list[Run], drawn: dict[str, Picture]) -> Html:
     """The table of runs in their order, below it the means of those that differ only by seed, then the pictures."""
     claimed = any(_pairs(run) for run in runs)
     head: list[object] = ["run", "experiment", "method", "T", "alpha", "seed"]
-    head += [*(f"{arm} test" for arm in ROLES), "difference", *(f"{arm} val" for arm in ROLES)]
-    head += ["published", "measured"] if claimed else []
+    published: list[object] = ["published (here)"] if claimed else []
+    head += [*(f"{arm} test" for arm in ROLES), *published, "difference", *(f"{arm} val" for arm in ROLES)]
     rows = [
         _row(run, name, number, claimed)
         for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1)
@@ -36,9 +36,9 @@ def comparison(runs: list[Run], drawn: dict[str, Picture]) -> Html:
     note = f"{NOTE} {PUBLISHED_NOTE}" if claimed else NOTE
     parts = [tag("h2", "Runs"), table(head, rows, class_="small runs"), tag("p", note, class_="note")]
     if found := pools(runs):
-        columns = ["experiment", "method", "T", "alpha", "n", "seeds", *(f"{arm} test" for arm in ROLES), "difference"]
-        columns += ["published", "measured"] if claimed else []
-        pooled = table(list(columns), [_pooled(group, claimed) for group in found], class_="small runs")
+        columns: list[object] = ["experiment", "method", "T", "alpha", "n", "seeds"]
+        columns += [*(f"{arm} test" for arm in ROLES), *published, "difference"]
+        pooled = table(columns, [_pooled(group, claimed) for group in found], class_="small runs")
         parts += [tag("h2", "Means over seeds"), pooled, tag("p", POOLED_NOTE, class_="note")]
     return join([tag("section", *parts), panels(runs, drawn)])
 
@@ -58,16 +58,17 @@ def _row(run: Run, name: str, number: int, claimed: bool) -> list[object]:
     test = [percent(arm.test.accuracy if arm else None) for arm in arms]
     val = [percent(arm.val_accuracy if arm else None) for arm in arms]
     link = tag("a", name, href=f"#run-{number}")
-    beside = _beside(run, _pairs(run)) if claimed else []
-    return [link, run.experiment, *_method(run), run.seed, *test, points(run.change), *val, *beside]
+    published = [_published(run, _pairs(run))] if claimed else []
+    return [link, run.experiment, *_method(run), run.seed, *test, *published, points(run.change), *val]
 
 
 def _pooled(runs: list[Run], claimed: bool) -> list[object]:
     first = runs[0]
     cells = [_accuracy(runs, arm) for arm in ROLES]
     seeds = ", ".join(str(run.seed) for run in runs)
-    row = [first.experiment, *_method(first), len(runs), seeds, *cells, _spread(change(runs), sign=True)]
-    return [*row, *(_beside(first, _pooled_pairs(runs)) if claimed else [])]
+    published = [_published(first, _pooled_pairs(runs))] if claimed else []
+    difference = _spread(change(runs), sign=True)
+    return [first.experiment, *_method(first), len(runs), seeds, *cells, *published, difference]
 
 
 def _method(run: Run) -> list[object]:
@@ -110,20 +111,17 @@ def _pooled_pairs(runs: list[Run]) -> dict[str, Pair]:
     return pooled
 
 
-def _beside(run: Run, pairs: dict[str, Pair]) -> list[object]:
-    """Two cells: the published numbers, said if they are of another method, and the measured ones."""
+def _published(run: Run, pairs: dict[str, Pair]) -> Html:
+    """A cell of published and measured numbers, which says so if what was published is of another method."""
     if not pairs:
-        return [DASH, DASH]
+        return Html(DASH)
+    said = [
+        tag("span", *_number(metric, value), " (", words.metric_value(metric, found), ")")
+        for metric, (value, found) in pairs.items()
+    ]
     other = words.other_method(run.claim or {}, run.method)
-    published, found = (
-        [join([words.metric_value(metric, pair[i]), _unit(metric)]) for metric, pair in pairs.items()] for i in (0, 1)
-    )
-    return [join([_listed(published), f" (method {other})" if other else ""]), _listed(found)]
+    return tag("div", *said, tag("span", f"method {other}") if other else None, class_="published")
 
 
-def _unit(metric: str) -> str:
-    return "" if metric == "accuracy" else f" {words.metric_name(metric)}"
-
-
-def _listed(parts: list[Html]) -> Html:
-    return join([piece for i, part in enumerate(parts) for piece in (["; "] if i else []) + [part]])
+def _number(metric: str, value: object) -> list[object]:
+    return [words.metric_value(metric, value), "" if metric == "accuracy" else f" {words.metric_name(metric)}"]

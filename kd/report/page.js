@@ -10,8 +10,10 @@
   };
   const waiting = [];
   const sizes = new ResizeObserver((entries) => {
-    const changed = entries.filter(({ target }) => target.clientWidth && target.clientWidth !== Number(target.dataset.width));
-    request(changed.map(({ target }) => target.parentElement));
+    const changed = entries.map((entry) => entry.target).filter((place) => {
+      return place.clientWidth > 0 && place.clientWidth !== Number(place.dataset.width);
+    });
+    request(changed.map((place) => place.parentElement));
   });
   let drawn = 0;
 
@@ -57,6 +59,7 @@
     }
     box.classList.add("drawn");
     place.dataset.width = place.clientWidth;
+    layout.width = place.clientWidth;
     layout.height = height(twin, place.clientWidth);
     const image = { toImageButtonOptions: { format: "svg", filename: box.dataset.name } };
     await Plotly.react(place, data, layout, { ...config, ...image });
@@ -90,7 +93,7 @@
     for (const box of seen) observer.unobserve(box);
     if (seen.length) request(seen);
   });
-  const visible = (box) => box.getClientRects().length > 0;
+  const visible = (box) => box.checkVisibility();
   const boxes = [...document.querySelectorAll(".plotted")];
   for (const box of boxes) if (!visible(box)) observer.observe(box);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {

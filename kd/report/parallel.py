@@ -50,12 +50,13 @@ def parallel(name: str, runs: list[Run], names: list[str]) -> Picture | None:
     axes += [_Measure(title, values, title == "difference") for title, values in measures.items()]
     step = (WIDTH - 2 * SIDE) / max(len(axes) - 1, 1)
     rails = [_rail(one) for one in axes]
-    body = [_upright(one, rail, SIDE + step * i) for i, (one, rail) in enumerate(zip(axes, rails, strict=True))]
+    body = []
     for number, run in enumerate(runs):
         heights = [rail(_place(one, number)) for one, rail in zip(axes, rails, strict=True)]
         path = " ".join(f"{SIDE + step * i:.1f},{height:.1f}" for i, height in enumerate(heights))
         said = [names[number], *(f"{one.title}  {_value(one, number)}" for one in axes)]
         body.append(tag("polyline", tag("title", "\n".join(said)), points=path, class_=f"run {_sign(run)}"))
+    body += [_upright(one, rail, SIDE + step * i) for i, (one, rail) in enumerate(zip(axes, rails, strict=True))]
     label = "Every run as a line across its settings and results"
     return Picture(name, label, WIDTH, HEIGHT, join(body), _twin(axes, runs))
 
@@ -67,7 +68,7 @@ def left_out(runs: list[Run]) -> list[str]:
 
 def _upright(one: Upright, rail: Axis, x: float) -> Html:
     marks = [
-        tag("text", cut(mark, LETTERS), tag("title", mark), x=x - 7, y=rail(tick) + 4.0, class_="muted end")
+        tag("text", cut(mark, LETTERS), tag("title", mark), x=x - 7, y=rail(tick) + 4.0, class_="muted end halo")
         for tick, mark in zip(rail.ticks, _marks(one, rail), strict=True)
     ]
     line = tag("line", x1=x, x2=x, y1=rail.start, y2=rail.end, class_="upright")
@@ -119,7 +120,7 @@ def _marks(one: Upright, rail: Axis) -> list[str]:
     if isinstance(one, _Choice):
         return [one.names[int(tick)] for tick in rail.ticks]
     if one.signed:
-        return [f"{100 * tick + 0.0:+.3g}" for tick in rail.ticks]
+        return ["0" if abs(tick) < 1e-12 else f"{100 * tick:+.3g}" for tick in rail.ticks]
     return tick_texts(rail, percent=True)
 
 
