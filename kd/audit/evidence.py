@@ -11,7 +11,7 @@ SMOOTHING = "label smoothing"
 CONTROLS: dict[str, tuple[str, str]] = {
     SMOOTHING: ("baseline", "the baseline with label smoothing 0.1, soft targets that are the same for every image"),
     "random teacher": ("student", "the student of an untrained teacher, whose soft targets know nothing"),
-    "self-KD": ("student", "the student of a trained network of its own kind, which knows no more than the baseline"),
+    "self-KD": ("student", "the student of a network of its own kind, trained as the baseline is"),
 }
 
 

@@ -54,7 +54,7 @@ def parse(given: list[str]) -> Request:
         extra = [a for a in given if "=" in a and not a.startswith("out=")]
         raise ConfigError(
             f"Give folders of finished runs, or settings of new ones, not both: beside {folders[0]} there is "
-            f"{' '.join(extra)}. Finished runs have their seeds and settings; controls need experiment=NAME controls=true."
+            f"{' '.join(extra)}. Finished runs have their seeds and settings; controls need experiment=NAME."
         )
     if not folders and not experiment:
         raise ConfigError(f"Say what to audit: {PREFIX} experiment=NAME seeds=6, or {PREFIX} FOLDER...")

@@ -24,13 +24,8 @@ from kd.schema import TEACHERS, ComparisonConfig, RunConfig, check
 
 #: kinds of teacher that leave a run without a teacher's arm
 NO_TEACHER = ("none", "virtual", "ema")
-#: overrides that choose the kind of teacher, and so give way where a control has a teacher of its own
-OF_KIND = (
-    "teacher",
-    "teacher.kind",
-    "teacher.path",
-    *(f"teacher.{name}" for names in TEACHERS.values() for name in names),
-)
+#: overrides about the teacher that say nothing about its recipe
+KEPT = ("teacher.seed", "teacher.cache")
 
 
 @dataclass(frozen=True)
@@ -119,22 +114,31 @@ def gather(request: Request, planned: Planned, say: Callable[[str], None]) -> Ev
 def _jobs(base: list[str], more: list[str], seeds: list[int]) -> dict[int, Job]:
     """One run per seed. An override in `more` takes the place of one of the same key."""
     taken = {key(override) for override in more}
+    overrides = [*(override for override in base if key(override) not in taken), *more]
+    composed = compose(overrides)  # once, which takes longest
     jobs = {}
     for seed in seeds:
-        overrides = [*(o for o in base if key(o) not in taken), *more, f"seed={seed}"]
-        jobs[seed] = Job(overrides, check(compose(overrides)))
+        composed.seed = seed
+        jobs[seed] = Job([*overrides, f"seed={seed}"], check(composed))
     return jobs
 
 
 def _control(name: str, base: list[str], config: RunConfig) -> tuple[list[str], list[str]]:
-    """The overrides of a control, and what it adds to them."""
+    """The overrides that a control keeps, and those that make it. What an experiment sets for its teacher gives way."""
     if name == SMOOTHING:
         return base, ["baseline.label_smoothing=0.1"]
-    base = [override for override in base if key(override) not in OF_KIND]
-    if name == "self-KD":  # the student's network teaches
-        return [o for o in base if not key(o).startswith(("model@teacher", "teacher.model"))], ["teacher=self"]
-    own_network = ["teacher.model=${student}"] if config.teacher.kind in ("self", *NO_TEACHER) else []
-    return base, ["teacher=random", *own_network]
+    own_kind = ("", ".kind", ".path", *(f".{setting}" for settings in TEACHERS.values() for setting in settings))
+    if name == "random teacher":
+        # a teacher without a network of its own has the student's
+        network = ["teacher.model=${student}"] if config.teacher.kind in ("self", *NO_TEACHER) else []
+        return [o for o in base if key(o).removeprefix("teacher") not in own_kind], [
+            "teacher=random",
+            "teacher.max_epochs=0",
+            *network,
+        ]
+    of_teacher = [o for o in base if key(o).startswith("teacher") or "@teacher" in key(o)]
+    recipe = ["teacher.augment=null", "teacher.optim=null", "teacher.max_epochs=null", "teacher.label_smoothing=0.0"]
+    return [o for o in base if o not in of_teacher or key(o) in KEPT], ["teacher=self", *recipe]
 
 
 def _check_arms(comparisons: dict[str, ComparisonConfig], config: RunConfig) -> None:

@@ -13,10 +13,11 @@ Content = dict[str, Any]  # of audit.json
 
 def show(content: Content, console: Console) -> None:
     """Print the audit."""
-    title = f"{content['experiment']}: {len(content['seeds'])} seeds, {content['device'] or 'nothing measured'}"
-    if content["shortened"]:
-        title += f"\nshortened: {words.shortened(content['shortened'])}"
+    mark = f" (shortened: {words.shortened(content['shortened'])})" if content["shortened"] else ""
+    seeds = len(content["seeds"])
+    title = f"{content['experiment']}, {seeds} seed{'s' * (seeds > 1)}, {content['device'] or 'nothing measured'}{mark}"
     console.print(_arms(content, title))
+    console.print(_seeds(content))
     console.print(_comparisons(content))
     if content["controls"]:
         console.print(_controls(content["controls"]))
@@ -25,45 +26,49 @@ def show(content: Content, console: Console) -> None:
 
 
 def _arms(content: Content, title: str) -> Table:
-    """Per arm and metric the published number, the measured one, and one column per seed."""
-    heads = ["", "published", "mean ± sd", "95% interval", *(f"seed {seed}" for seed in content["seeds"])]
+    """Per arm and metric the published number beside the measured one."""
+    rows = [
+        [
+            words.named(arm, name),
+            words.value(name, one["published"]),
+            words.spread(name, one),
+            words.interval(name, one),
+        ]
+        for arm, metrics in content["arms"].items()
+        for name, one in metrics.items()
+    ]
+    return _table(title, ["", "published", "measured", "95% interval"], rows)
+
+
+def _seeds(content: Content) -> Table:
+    """Every seed's accuracies and differences."""
+    arms, comparisons = content["arms"], content["comparisons"]
     rows = []
-    for arm, metrics in content["arms"].items():
-        for metric, block in metrics.items():
-            shown = [
-                words.value(metric, block["published"]),
-                words.spread(metric, block),
-                words.interval(metric, block),
-            ]
-            shown += [words.value(metric, block["values"].get(str(seed))) for seed in content["seeds"]]
-            rows.append([words.named(arm, metric), *shown])
-    return _table(title, heads, rows)
+    for seed in map(str, content["seeds"]):
+        accuracies = [words.value("accuracy", metrics["accuracy"]["values"].get(seed)) for metrics in arms.values()]
+        rows.append([seed, *accuracies, *(words.points(one["differences"].get(seed)) for one in comparisons.values())])
+    return _table("Test accuracy and differences by seed", ["seed", *arms, *comparisons], rows)
 
 
 def _comparisons(content: Content) -> Table:
-    """Per comparison its statistics and verdict, and the difference of every seed."""
+    """Per comparison its statistics and verdict."""
     several = len(content["comparisons"]) > 1
-    heads = ["points", "n", "mean ± sd", "95% interval", "p", *(["p (Holm)"] if several else []), "verdict"]
-    heads += [f"seed {seed}" for seed in content["seeds"]]
+    heads = ["", "n", "mean ± sd", "95% interval", "p", *(["p (Holm)"] if several else []), "verdict"]
     rows = []
     for name, one in content["comparisons"].items():
         adjusted = [words.p_value(one["p_holm"])] if several else []
-        row = [f"{name}: {words.sides(one)}", *_statistics(one), *adjusted, one["verdict"]]
-        rows.append([*row, *(_points(one["differences"].get(str(seed))) for seed in content["seeds"])])
-    return _table("Comparisons, paired by seed", heads, rows)
+        rows.append([name, *_statistics(one), *adjusted, words.short_verdict(one)])
+    return _table("Differences in points, paired by seed", heads, rows)
 
 
 def _controls(controls: Content) -> Table:
     """Each control against the baseline, and the student against each control."""
-    rows = [["student - baseline", "", *_statistics(controls["gain"]), controls["gain"]["verdict"]]]
+    rows = [["student - baseline", *_statistics(controls["gain"]), words.short_verdict(controls["gain"])]]
     for name, one in controls["found"].items():
-        accuracy = words.spread("accuracy", one["accuracy"])
-        rows.append(
-            [f"{name} - baseline", accuracy, *_statistics(one["minus_baseline"]), one["minus_baseline"]["verdict"]]
-        )
-        rows.append([f"student - {name}", "", *_statistics(one["student_minus"]), one["student_minus"]["verdict"]])
-    heads = ["points", "accuracy", "n", "mean ± sd", "95% interval", "p", "verdict"]
-    return _table("Controls, test accuracy, paired by seed", heads, rows)
+        for label, side in ((f"{name} - baseline", "minus_baseline"), (f"student - {name}", "student_minus")):
+            rows.append([label, *_statistics(one[side]), words.short_verdict(one[side])])
+    heads = ["", "n", "mean ± sd", "95% interval", "p", "verdict"]
+    return _table("Controls: differences in test accuracy, in points", heads, rows)
 
 
 def _statistics(one: Content) -> list[str]:
@@ -72,15 +77,18 @@ def _statistics(one: Content) -> list[str]:
 
 def _lines(content: Content) -> list[str]:
     """The outcome in sentences."""
-    lines = [f"{name}: {one['verdict']} ({one['statement']})" for name, one in content["comparisons"].items()]
+    lines = [
+        f"{name} ({words.sides(one)}): {one['verdict']} ({one['statement']})"
+        for name, one in content["comparisons"].items()
+    ]
     lines += [f"{name}: {one['missing']}" for name, one in content["comparisons"].items() if one["missing"]]
     if controls := content["controls"]:
         lines.append(f"controls: {controls['words']}")
         lines += [f"control {name} left out: {why}" for name, why in controls["skipped"].items()]
     if claim := content["claim"]:
         lines.append(f"Published: {claim['statement']} ({claim['source']}).")
-    if content["shortened"]:
-        lines.append("A shortened setup says nothing about the published claim.")
+        if content["shortened"]:
+            lines.append("A shortened setup says nothing about the published claim.")
     lines += content["notes"]
     for failure in content["failed"]:
         lines.append(f"Failed (status {failure['status']}): {failure['error']}")
@@ -95,7 +103,3 @@ def _table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         table.add_row(*map(escape, row))
     return table
-
-
-def _points(difference: float | None) -> str:
-    return "-" if difference is None else f"{100 * difference:+.2f}"

@@ -45,6 +45,16 @@ def difference_interval(block: Block) -> str:
     return "-" if block["low"] is None else f"[{100 * block['low']:+.2f}, {100 * block['high']:+.2f}]"
 
 
+def points(number: float | None) -> str:
+    """One difference in points."""
+    return "-" if number is None else f"{100 * number:+.2f}"
+
+
+def short_verdict(block: Block) -> str:
+    """A verdict without the words of a shortened audit, for tables whose title says so."""
+    return str(block["verdict"]).rpartition("setup: ")[2]
+
+
 def p_value(p: float | None) -> str:
     return "-" if p is None else f"{p:.2g}" if p >= 0.001 else "< 0.001"
 

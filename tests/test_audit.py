@@ -1,0 +1,553 @@
+"""Audits: what they run, how they judge, what they refuse. Most runs here are written, not trained."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from kd import claims
+from kd.audit.__main__ import main
+from kd.audit.evidence import CONTROLS
+from kd.audit.request import parse
+from kd.audit.runs import Job, plan
+from kd.errors import ConfigError, DataError
+from kd.folder import config_hash
+
+ROOT = Path(__file__).parents[1]
+IMAGES = 10_000
+SHORT = ("trainer.max_epochs=2", "data.train_limit=192", "logger=csv")
+SMALL_T = "experiment=mnist_small_t"  # an experiment whose claim has three comparisons, two of them versus other runs
+
+
+# --- runs that are written --------------------------------------------------------------------------------------------
+
+
+def arm_block(errors: int, store_key: str) -> dict[str, Any]:
+    right = IMAGES - errors
+    confusion = [[right // 2, errors], [0, right - right // 2]]
+    test = {"accuracy": right / IMAGES, "errors": errors, "n": IMAGES, "nll": 0.1, "ece": 0.01, "confusion": confusion}
+    test |= {"per_class_accuracy": [0.9, 1.0], "agreement_with_teacher": None, "kl_to_teacher": None}
+    figures = {"model": "MLP", "params": 10, "macs": 10, "epochs": 2, "selected_epoch": 1, "train_s": 1.0}
+    figures |= {"images_per_s": 10.0, "val": None, "test": test, "omitted": None}
+    return {**figures, "store_key": store_key}
+
+
+def write_run(folder: Path, job: Job, errors: dict[str, int]) -> Path:
+    """The folder of a finished run of this configuration, with so many errors of each arm."""
+    config, digest = job.config, config_hash(job.config)
+    folder = folder / f"written-{digest}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(asdict(config)), encoding="utf-8")
+    arms = {name: arm_block(n, "teacher" if name == "teacher" else f"{name}-{digest}") for name, n in errors.items()}
+    content = {
+        "schema": 1,
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "status": "done",
+        "config_hash": digest,
+        "git": "0123abc",
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "device": "cpu, 1 thread",
+        "wall_s": 1.0,
+        "data": {"name": "written", "train": 10, "val": 0, "test": IMAGES, "classes": ["a", "b"]}
+        | {"omitted": [], "omitted_from": []},
+        "method": {"name": "kd", "temperature": 4.0, "alpha": 0.5, "beta": None, "objective": "words"},
+        "arms": arms,
+        "claim": claims.block(config.claim, config, arms),
+    }
+    (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder to audit in, where no run can be trained: every process that an audit starts fails."""
+    monkeypatch.chdir(tmp_path)
+    broken(monkeypatch, tmp_path, "echo 'Error: the sky fell' >&2; exit 5")
+    return tmp_path
+
+
+def broken(monkeypatch, folder: Path, script: str) -> None:
+    """Have the audit start this shell script instead of python -m kd.run."""
+    path = folder / "python.sh"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr("kd.audit.runs.sys.executable", str(path))
+
+
+def write_all(given: list[str], errors) -> None:
+    """Write every run that the audit needs; `errors(kind, seed)` is what each arm has, kind is "main", a versus, ..."""
+    planned = plan(parse(given))
+    groups = {"main": planned.main, **{" ".join(v): jobs for v, jobs in planned.versus.items()}, **planned.controls}
+    for kind, jobs in groups.items():
+        for seed, job in jobs.items():
+            write_run(Path("outputs") / job.config.experiment, job, errors(kind, seed))
+
+
+def better(kind: str, seed: int) -> dict[str, int]:
+    """Students with 20 to 30 errors fewer than their baselines, whose errors depend on the seed."""
+    baseline = 150 + 7 * (seed % 4)
+    return {"teacher": 80, "baseline": baseline, "student": baseline - 20 - seed}
+
+
+def audited(path: Path | None = None) -> dict[str, Any]:
+    (found,) = [path] if path else list(Path("outputs").glob("*/audit-*/audit.json"))
+    return json.loads(found.read_text(encoding="utf-8"))
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_a_gain_of_every_seed_is_supported(here, capsys):
+    given = ["experiment=mnist_hinton", "seeds=6"]
+    write_all(given, better)
+    assert main(given) == 0
+    content = audited()
+    comparison = content["comparisons"]["helps"]
+    assert comparison["differences"] == {str(seed): pytest.approx((20 + seed) / IMAGES) for seed in range(6)}
+    assert comparison["mean"] == pytest.approx(0.00225)
+    assert comparison["sd"] == pytest.approx(0.000187, abs=1e-6)
+    assert 0.0020 < comparison["low"] < 0.0022 < 0.0023 < comparison["high"] < 0.0025
+    assert (comparison["n"], comparison["p"], comparison["p_holm"]) == (6, 2 / 64, 2 / 64)
+    assert comparison["verdict"] == "supported"
+    assert content["arms"]["student"]["errors"]["published"] == 74
+    assert content["arms"]["baseline"]["errors"]["values"]["1"] == 157
+    assert content["claim"]["source"].startswith("Hinton")
+    assert content["shortened"] is None
+    assert (content["overrides"], content["failed"], content["controls"]) == ([], [], None)
+    assert content["command"] == "python -m kd.audit experiment=mnist_hinton seeds=6"
+    said = capsys.readouterr().out
+    assert "6 runs, 6 of them finished before" in said
+    for words in ("supported", "+0.22 ± 0.02", "146", "74", "10 for a headline"):
+        assert words in said
+
+
+def test_a_teacher_trained_once_is_one_network_without_a_spread(here, capsys):
+    given = ["experiment=mnist_hinton", "seeds=3"]
+    write_all(given, better)
+    assert main(given) == 0
+    content = audited()
+    teacher, student = (content["arms"][arm]["errors"] for arm in ("teacher", "student"))
+    assert (teacher["one_network"], teacher["mean"], teacher["sd"], teacher["low"]) == (True, 80, None, None)
+    assert (student["one_network"], student["sd"] > 0) == (False, True)
+    assert content["comparisons"]["helps"]["verdict"] == "too few seeds: 3 of 6"
+    assert "one network" in capsys.readouterr().out
+
+
+def test_a_loss_is_refuted_and_noise_is_inconclusive(here):
+    given = ["experiment=mnist_hinton", "seeds=[10,11,12,13,14,15]", "out=audit.json"]
+    write_all(given, lambda _, seed: {"teacher": 80, "baseline": 100, "student": 100 + seed})
+    assert main(given) == 0
+    assert audited(Path("audit.json"))["comparisons"]["helps"]["verdict"] == "refuted"
+    given = ["experiment=mnist_hinton", "seeds=6", "out=audit.json"]
+    write_all(given, lambda _, seed: {"teacher": 80, "baseline": 100, "student": 97 + seed})
+    assert main(given) == 0
+    assert audited(Path("audit.json"))["comparisons"]["helps"]["verdict"] == "inconclusive"
+    assert not list(Path("outputs").glob("*/audit-*"))
+
+
+def of_temperatures(kind: str, seed: int) -> dict[str, int]:
+    """T = 3 is clearly better than T = 1, and now better, now worse than T = 20."""
+    student = {"main": 100, "method.temperature=20": 103 - seed, "method.temperature=1": 130 + seed}[kind]
+    return {"teacher": 80, "baseline": 150, "student": student}
+
+
+def test_a_comparison_with_other_runs_is_paired_with_theirs_and_several_are_judged_together(here, capsys):
+    given = [SMALL_T, "seeds=8"]
+    write_all(given, of_temperatures)
+    assert main(given) == 0
+    found = audited()["comparisons"]
+    assert found["higher_than_1"]["differences"]["2"] == pytest.approx(32 / IMAGES)
+    assert found["lower_than_20"]["differences"]["2"] == pytest.approx(1 / IMAGES)
+    assert [found[name]["verdict"] for name in ("helps", "higher_than_1", "lower_than_20")] == [
+        *["supported"] * 2,
+        "inconclusive",
+    ]
+    assert found["helps"]["p"] == 2 / 256
+    assert found["helps"]["p_holm"] == 3 * 2 / 256
+    assert "p (Holm)" in capsys.readouterr().out
+
+
+def test_six_seeds_cannot_support_three_comparisons_and_the_audit_says_so(here, capsys):
+    given = [SMALL_T, "seeds=6"]
+    write_all(given, of_temperatures)
+    assert main(given) == 0
+    assert {one["verdict"] for one in audited()["comparisons"].values()} == {"inconclusive"}
+    assert "seeds=7" in capsys.readouterr().out
+
+
+def test_a_shortened_audit_says_so_wherever_it_speaks(here, capsys):
+    given = [
+        "experiment=mnist_hinton",
+        "seeds=6",
+        "trainer.max_epochs=3",
+        "teacher.max_epochs=9",
+        "data.train_limit=500",
+    ]
+    write_all(given, better)
+    assert main(given) == 0
+    content = audited()
+    assert content["shortened"]["trainer.max_epochs"] == {"own": 40, "here": 3}
+    assert content["shortened"]["teacher.max_epochs"]["here"] == 9
+    assert content["shortened"]["data.train_limit"] == {"own": None, "here": 500}
+    assert content["comparisons"]["helps"]["verdict"] == "on this shortened setup: supported"
+    assert "trainer.max_epochs=3" in content["overrides"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "shortened: trainer.max_epochs 3 of 40" in said
+    assert "on this shortened setup: supported" in said
+    assert "says nothing about the published claim" in said
+
+
+def test_debug_smoke_is_shortened_and_other_settings_are_not(here):
+    from kd.audit.settings import changes, own_settings, shortened
+
+    own = own_settings("mnist_hinton")
+    for override, expected in (
+        ("debug=smoke", {"trainer.max_epochs", "teacher.max_epochs", "data.train_limit", "data.test_limit"}),
+        ("trainer.max_epochs=400", set()),
+        ("method.temperature=8", set()),
+        ("logger=csv", set()),
+    ):
+        here = asdict(plan(parse(["experiment=mnist_hinton", "seeds=1", override])).main[0].config)
+        assert set(shortened(own, here) or {}) - {"teacher.max_epochs"} == expected - {"teacher.max_epochs"}, override
+    assert changes(own, here) == []
+    assert own_settings("no_such_experiment") is None
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+def of_controls(smoothed: int, untrained: int, own_kind: int):
+    """So many errors fewer than the plain baseline; the student itself has 30 fewer."""
+
+    def errors(kind: str, seed: int) -> dict[str, int]:
+        baseline = 200 + 3 * (seed % 5)
+        fewer = {"label smoothing": smoothed, "random teacher": untrained, "self-KD": own_kind}.get(kind, 30)
+        arm = CONTROLS[kind][0] if kind in CONTROLS else "student"
+        return {"teacher": 80, "baseline": baseline, "student": baseline - 30, arm: baseline - fewer + seed % 2}
+
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("fewer", "words"),
+    [
+        ((10, -5, 12), "the student's gain exceeds label smoothing, random teacher and self-KD"),
+        ((10, -5, 30), "exceeds label smoothing and random teacher, is not shown to exceed self-KD"),
+        ((60, -5, 12), "exceeds random teacher and self-KD, is below that of label smoothing"),
+    ],
+)
+def test_controls_are_compared_with_the_baseline_and_with_the_student(here, capsys, fewer, words):
+    given = ["experiment=mnist_hinton", "seeds=6", "controls=true"]
+    write_all(given, of_controls(*fewer))
+    assert main(given) == 0
+    controls = audited()["controls"]
+    smoothing = controls["found"]["label smoothing"]
+    assert smoothing["minus_baseline"]["differences"]["0"] == pytest.approx(fewer[0] / IMAGES)
+    assert smoothing["student_minus"]["differences"]["0"] == pytest.approx((30 - fewer[0]) / IMAGES)
+    assert words in controls["words"]
+    assert words in capsys.readouterr().out
+    assert (controls["gain"]["verdict"], controls["gain"]["n"]) == ("supported", 6)
+
+
+def test_controls_of_few_seeds_or_without_a_gain_say_only_that(here):
+    given = ["experiment=mnist_hinton", "seeds=2", "controls=true", "out=few.json"]
+    write_all(given, of_controls(10, 10, 10))
+    assert main(given) == 0
+    assert "too few seeds" in audited(Path("few.json"))["controls"]["words"]
+    given = ["experiment=mnist_kd", "seeds=6", "controls=true", "out=none.json"]
+    write_all(given, lambda kind, seed: {"teacher": 80, "baseline": 100, "student": 97 + seed})
+    assert main(given) == 0
+    assert "no gain over the baseline" in audited(Path("none.json"))["controls"]["words"]
+
+
+def test_controls_have_teachers_of_their_own():
+    planned = plan(parse(["experiment=mnist_hinton", "seeds=1", "controls=true", "teacher=ensemble", "teacher.size=2"]))
+    random, own = planned.controls["random teacher"][0].config.teacher, planned.controls["self-KD"][0].config.teacher
+    assert planned.controls["label smoothing"][0].config.teacher.kind == "ensemble"
+    # the experiment trains its teacher for 100 epochs on shifted images; neither control does
+    assert (random.kind, random.max_epochs, random.size) == ("trained", 0, None)
+    assert (own.kind, own.max_epochs, own.augment, own.size) == ("self", None, None, None)
+    assert own.model["hidden"] == [800, 800]
+
+
+def test_self_kd_is_no_control_of_itself():
+    planned = plan(parse(["experiment=cifar_selfkd", "seeds=2", "controls=true"]))
+    assert planned.same_as_student == ["self-KD"]
+    assert set(planned.controls) == {"label smoothing", "random teacher"}
+    untrained = planned.controls["random teacher"][0].config
+    assert untrained.teacher.model == untrained.student  # not some default network
+
+
+# --- what is run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_fails_is_reported_and_the_others_are_judged(here, capsys):
+    given = ["experiment=mnist_hinton", "seeds=7"]
+    write_all(["experiment=mnist_hinton", "seeds=6"], better)
+    assert main(given) == 6
+    content = audited()
+    assert content["comparisons"]["helps"]["verdict"] == "supported"
+    assert content["comparisons"]["helps"]["n"] == 6
+    assert (
+        content["comparisons"]["helps"]["missing"]
+        == "no the student's accuracy and no the baseline's accuracy for seed 6"
+    )
+    (failure,) = content["failed"]
+    assert failure == {
+        "seed": 6,
+        "command": "python -m kd.run experiment=mnist_hinton seed=6",
+        "status": 5,
+        "error": "the sky fell",
+    }
+    said = capsys.readouterr()
+    assert said.out.count(failure["command"]) == 2  # when it starts, and at the end
+    assert "the sky fell" in said.out.splitlines()[-3]
+
+
+def test_a_mistake_that_only_a_run_finds_ends_the_audit_before_anything_is_trained(here, monkeypatch):
+    broken(monkeypatch, here, "echo 'Error: no such files' >&2; exit 3")
+    with pytest.raises(DataError, match=r"no such files \(from python -m kd.run experiment=mnist_kd seed=0\)"):
+        main(["experiment=mnist_kd", "seeds=3"])
+    assert not Path("outputs").exists()
+
+
+def test_finished_runs_of_a_sweep_are_found(here):
+    given = ["experiment=mnist_kd", "seeds=2"]
+    for seed, job in plan(parse(given)).main.items():
+        write_run(Path("outputs/mnist_kd/sweep-01234567"), job, better("main", seed))
+    assert main(given) == 0
+    assert audited()["comparisons"]["helps"]["n"] == 2
+
+
+@pytest.mark.parametrize(("sign", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_reaches_the_run_and_the_audit_waits_for_it(here, monkeypatch, sign, raised):
+    from kd.audit.runs import _run
+    from kd.cli import preempted
+
+    script = "trap 'sleep 0.2; echo INT > left; exit 130' INT; trap 'sleep 0.2; echo TERM > left; exit 143' TERM\n"
+    broken(monkeypatch, here, script + "echo > ready; while true; do sleep 0.05; done")
+    before = signal.signal(sign, signal.default_int_handler if sign == signal.SIGINT else preempted)
+
+    def interrupt() -> None:
+        while not (here / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), sign)
+
+    job = plan(parse(["experiment=digits_kd", "seeds=1"])).main[0]
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(raised):
+            _run(job)
+    finally:
+        signal.signal(sign, before)
+    assert (here / "left").read_text().strip() == sign.name.removeprefix("SIG")
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["experiment=mnist_kd", "seeds=0"], ["`seeds`", "'0'", "seeds=[3,4,5]"]),
+        (["experiment=mnist_kd", "seeds=x"], ["`seeds`", "'x'"]),
+        (["experiment=mnist_kd", "seeds=[1,1]"], ["`seeds`", "different"]),
+        (["experiment=mnist_kd", "seeds=[]"], ["`seeds`"]),
+        (["experiment=mnist_kd", "seeds=[-1]"], ["`seeds`"]),
+        (["experiment=mnist_kd", "seeds=[4294967296]"], ["`seed`", "4294967296"]),
+        (["experiment=mnist_kd", "seeds=2", "seeds=3"], ["`seeds` is given 2 times"]),
+        (["experiment=mnist_kd", "seed=3"], ["seed=3", "seeds="]),
+        (["experiment=mnist_kd", "force=true"], ["force=true", "never repeats"]),
+        (["experiment=mnist_kd", "hydra.run.dir=x"], ["hydra.run.dir=x", "out=FILE"]),
+        (["experiment=mnist_kd", "controls=maybe"], ["`controls`", "'maybe'"]),
+        (["experiment=mnist_kd", "out=here"], ["`out`", ".json", "'here'"]),
+        (["experiment=mnist_kd", "method.temperature=0"], ["`method.temperature`", "above 0"]),
+        (["experiment=mnist_kd", "--multirun"], ["--multirun", "--help"]),
+        ([SMALL_T, "claim.comparisons.helps.minus=teacher", "teacher=virtual"], ["helps", "teacher=virtual", "no"]),
+        (["seeds=6"], ["experiment=NAME", "FOLDER"]),
+        ([], ["experiment=NAME", "FOLDER"]),
+        (["no/such/folder"], ["There is no folder no/such/folder"]),
+        (["conf", "seeds=6"], ["not both", "seeds=6"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else None,
+)
+def test_bad_input_is_refused_before_anything_runs(here, given, words):
+    with pytest.raises(ConfigError) as refused:
+        main(given)
+    for word in words:
+        assert word in str(refused.value)
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["experiment=mnist_kdd"], ["Unknown experiment 'mnist_kdd'", "Did you mean 'mnist_kd'"]),
+        (["experiment=mnist_kd", "method.temprature=3"], ["'method.temprature'", "Did you mean"]),
+        (["experiment=mnist_kd", "method.temperature=1,2"], ["method.temperature"]),
+        (["experiment=mnist_kd", "seeds=six"], ["`seeds`"]),
+    ],
+    ids=lambda value: value[-1],
+)
+def test_bad_input_ends_with_2_and_without_torch(tmp_path, given, words):
+    done = command(tmp_path, *given)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_says_what_an_audit_is(tmp_path):
+    done = command(tmp_path, "--help")
+    assert done.returncode == 0
+    for words in ("seeds=6", "controls=true", "FOLDER", "exit status", "sign-flip"):
+        assert words in done.stdout
+
+
+def command(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where torch cannot be imported, which proves that it does without."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')")
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    arguments = [sys.executable, "-m", "kd.audit", *given]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+# --- finished folders -------------------------------------------------------------------------------------------------
+
+
+def test_finished_folders_are_judged_without_torch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_all(["experiment=mnist_hinton", "seeds=6"], better)
+    done = command(tmp_path, "outputs/mnist_hinton")
+    assert done.returncode == 0, done.stderr
+    content = audited()
+    assert content["comparisons"]["helps"]["verdict"] == "supported"
+    assert content["seeds"] == [0, 1, 2, 3, 4, 5]
+    assert content["command"] == "python -m kd.audit outputs/mnist_hinton"
+
+
+def test_runs_of_different_settings_are_audits_of_their_own(here):
+    for override in ("method.temperature=8", "method.temperature=9"):
+        write_all(["experiment=mnist_kd", "seeds=2", override], better)
+    assert main(["outputs"]) == 0
+    found = [audited(path) for path in Path("outputs").glob("*/audit-*/audit.json")]
+    assert sorted(content["settings"]["temperature"] for content in found) == [8, 9]
+    assert [content["comparisons"]["helps"]["n"] for content in found] == [2, 2]
+    assert {tuple(content["overrides"]) for content in found} == {
+        ("method.temperature=8.0",),
+        ("method.temperature=9.0",),
+    }
+    with pytest.raises(ConfigError, match="2 configurations"):
+        main(["outputs", "out=one.json"])
+
+
+def test_a_comparison_with_other_runs_finds_them_among_the_folders_or_says_what_is_missing(here, capsys):
+    write_all([SMALL_T, "seeds=6"], of_temperatures)
+    assert main(["outputs"]) == 0
+    found = {
+        content["settings"]["temperature"]: content
+        for content in map(audited, Path("outputs").glob("*/audit-*/*.json"))
+    }
+    assert found[3]["comparisons"]["higher_than_1"]["differences"]["2"] == pytest.approx(32 / IMAGES)
+    assert {name: one["n"] for name, one in found[3]["comparisons"].items()} == {
+        "helps": 6,
+        "lower_than_20": 6,
+        "higher_than_1": 6,
+    }
+    for folder in Path("outputs").glob("mnist_small_t/written-*"):
+        if "temperature: 1.0" in (folder / "config.yaml").read_text():
+            (folder / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["outputs"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "higher_than_1: no the student's accuracy under method.temperature=1 for seeds 0, 1, 2, 3, 4, 5" in said
+
+
+def test_what_cannot_be_pooled_is_said(here, capsys):
+    jobs = plan(parse(["experiment=mnist_kd", "seeds=2"])).main
+    first = write_run(Path("outputs/a"), jobs[0], better("main", 0))
+    again = write_run(Path("outputs/b"), jobs[0], better("main", 1))
+    bare = write_run(Path("outputs/c"), jobs[1], better("main", 1))
+    (bare / "config.yaml").unlink()
+    assert main(["outputs"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{again} repeats seed 0 of {first}: left out." in said
+    assert f"{bare} has no config.yaml" in said
+    assert audited()["comparisons"]["helps"]["n"] == 1
+    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
+        main([str(bare)])
+
+
+def test_results_of_an_unknown_experiment_are_judged_and_their_length_is_said_to_be_unknown(here):
+    job = plan(parse(["experiment=mnist_kd", "seeds=1"])).main[0]
+    job.config.experiment = "mine"
+    write_run(Path("outputs/mine"), job, better("main", 0))
+    assert main(["outputs"]) == 0
+    content = audited()
+    assert content["shortened"] is None
+    assert "no experiment mine here" in content["notes"][0]
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> tuple[Path, str, int, int]:
+    """An audit of the digits that is killed in its second run, and the same command again."""
+    folder = tmp_path_factory.mktemp("audit")
+    command = [sys.executable, "-m", "kd.audit", "experiment=digits_kd", "seeds=2", *SHORT]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    started = time.monotonic()
+    while "run 2 of 2" not in log.read_text():
+        assert process.poll() is None and time.monotonic() - started < 300, log.read_text()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for pid in [process.pid, *map(int, children.read_text().split() if children.is_file() else [])]:
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (first,) = folder.glob("outputs/digits_kd/*/result.json")
+    written = first.stat().st_mtime_ns
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, written, first.stat().st_mtime_ns
+
+
+def test_after_kill_9_the_same_command_finishes_and_repeats_no_finished_run(real):
+    _, said, before, after = real
+    assert before == after
+    assert "2 runs, 1 of them finished before" in said
+    assert "run 1 of 1" in said
+    assert "seed=1" in said
+
+
+def test_a_real_audit_says_what_its_runs_say(real):
+    folder, said, _, _ = real
+    (path,) = folder.glob("outputs/digits_kd/audit-*/audit.json")
+    content = json.loads(path.read_text())
+    results = [json.loads(path.read_text()) for path in folder.glob("outputs/digits_kd/*/result.json")]
+    assert len(results) == 2
+    for result in results:
+        accuracy = {arm: result["arms"][arm]["test"]["accuracy"] for arm in ("baseline", "student")}
+        seed = str(result["seed"])
+        assert content["arms"]["student"]["accuracy"]["values"][seed] == accuracy["student"]
+        difference = content["comparisons"]["helps"]["differences"][seed]
+        assert difference == pytest.approx(accuracy["student"] - accuracy["baseline"])
+    assert content["arms"]["teacher"]["accuracy"]["one_network"]
+    assert set(content["shortened"]) == {"trainer.max_epochs", "data.train_limit"}
+    assert content["comparisons"]["helps"]["verdict"] == "on this shortened setup: too few seeds: 2 of 6"
+    assert content["device"] in said
+    assert str(path.relative_to(folder)) in said
