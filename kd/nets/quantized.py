@@ -119,8 +119,8 @@ def _scale(width: Tensor, levels: int) -> Tensor:
 def _rounded(x: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:
     """Round to the levels `scale * (n - zero)`, n from `lowest` to `highest`.
 
-    The gradient passes straight through the rounding, and not where x is beyond the levels: as of
+    The gradient passes straight through the rounding, and not where x rounds to beyond the levels: all as of
     `torch.fake_quantize_per_tensor_affine`, which meta tensors do not have.
     """
-    level = (x / scale + zero).clamp(lowest, highest)
-    return (level + (level.round() - level).detach() - zero) * scale
+    level = (x / scale + zero).clamp(lowest - 0.5, highest + 0.5)
+    return (level + (level.round().clamp(lowest, highest) - level).detach() - zero) * scale
