@@ -47,11 +47,15 @@ def bias_curve(arm: str, correction: Correction, accuracy: float, omitted: str) 
 
 
 def _marks(correction: Correction, accuracy: float) -> dict[str, tuple[float, list[float]]]:
-    """Where each rule stands: its bias, and its accuracies on the omitted classes and on all images."""
+    """Where each rule stands: its bias, and its accuracies on the omitted classes and on all images.
+
+    In the order of the biases, so that no name, one below the other, crosses another rule's line.
+    """
     found = {"before": (0.0, [correction.omitted_accuracy, accuracy])}
     for name, rule in correction.rules.items():
         found[name] = (rule.mean_bias, [rule.omitted_accuracy, rule.accuracy])
-    return {name: (bias, [v for v in values if v is not None]) for name, (bias, values) in found.items()}
+    ordered = sorted(found.items(), key=lambda mark: mark[1][0])
+    return {name: (bias, [v for v in values if v is not None]) for name, (bias, values) in ordered}
 
 
 def _linear(low: float, high: float) -> Axis:
@@ -134,10 +138,11 @@ def _plot(lines: dict[str, Points], marks: dict[str, tuple[float, list[float]]],
             | {"x": [bias] * len(values), "y": values, "marker": ring}
         )
         dots = {"color": interactive.COLOURS["muted"], "width": 1, "dash": "dot"}
-        shapes.append({"type": "line", "x0": bias, "x1": bias, "yref": "paper", "y0": 0, "y1": 1, "line": dots})
+        high = 1 + ROW * (len(marks) - 0.5 - number) / PLOT  # up to its name, about
+        shapes.append({"type": "line", "x0": bias, "x1": bias, "yref": "paper", "y0": 0, "y1": high, "line": dots})
         notes.append(
             {"x": bias, "yref": "paper", "y": 1, "yanchor": "bottom", "yshift": ROW * (len(marks) - 1 - number)}
-            | {"text": words, "showarrow": False, "xanchor": "left", "xshift": 2}
+            | {"text": words, "showarrow": False, "xanchor": "left", "xshift": 3}
         )
     return interactive.plot(
         data,

@@ -42,7 +42,7 @@ def _difference(example: Example) -> str:
 
 
 def _bars(run: Run, example: Example) -> Picture:
-    x = Axis(0, 1, 84, 190, [])
+    x = Axis(0, 1, 84, 184, [])
     rows, names = [], cards.arms(run, example)
     for row, arm in enumerate(names):
         y, value = row * ROW, example.probabilities(arm)[example.target]
@@ -56,7 +56,7 @@ def _bars(run: Run, example: Example) -> Picture:
             tag("rect", **bar, width=x.end - x.start, class_="track"),
             tag("rect", title, **bar, width=max(0.6, x(value) - x.start), class_=f"bar {role(arm)}"),
             tag("text", cards.chance(value), x=x.end + 6, y=y + 14),
-            tag("text", f"→ {cut(said, 8)}", tag("title", said), x=x.end + 52, y=y + 14, class_=kind),
+            tag("text", f"→ {cut(said, 8)}", tag("title", said), x=x.end + 55, y=y + 14, class_=kind),
         ]
     label = f"Test image {example.index}: probability of the true class"
     return Picture("changed", label, cards.WIDTH, ROW * len(names) + 2, join(rows))

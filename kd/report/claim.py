@@ -20,7 +20,7 @@ def claim(run: Run) -> Html | None:
             title = f"{arm}, {words.metric_name(metric)}"
             rows.append([title, *both, _difference(metric, value, found.get(metric))])
     quote = tag("blockquote", tag("p", run.claim.get("statement")), tag("cite", run.claim.get("source")))
-    parts = [quote, table(["", "published", "measured", "difference"], rows) if rows else None]
+    parts = [quote, table(["", "published", "measured", "difference"], rows, class_="named") if rows else None]
     if other := words.other_method(run.claim, run.method):
         known = "" if "student" in run.claim["published"] else ", so none stands here"
         said = f"The student's published numbers are for method {other}; this run's method is {run.method.get('name')}"
@@ -32,22 +32,21 @@ def claim(run: Run) -> Html | None:
 
 def _hypotheses(run: Run, claimed: dict[str, Any]) -> Html | None:
     """What the claim says of differences between arms, and the same differences in this run, of one seed."""
-    rows = [_hypothesis(run, one) for one in (claimed.get("comparisons") or {}).values() if not one.get("versus")]
-    if not rows:
+    said = [_hypothesis(run, one) for one in (claimed.get("comparisons") or {}).values() if not one.get("versus")]
+    if not said:
         return None
-    note = "Each of these is judged over several seeds by python -m kd.audit; one run only shows where they point."
-    head: list[object] = ["in this run", "metric", "first", "second", "difference"]
-    return join([table(head, rows, class_="small claims"), tag("p", note, class_="note")])
+    note = "Differences in points. One run shows where a claim points; python -m kd.audit judges it over several seeds."
+    return join([tag("ul", *said, class_="claims"), tag("p", note, class_="note")])
 
 
-def _hypothesis(run: Run, one: dict[str, Any]) -> list[object]:
+def _hypothesis(run: Run, one: dict[str, Any]) -> Html:
     metric, arms = str(one.get("metric")), [str(one.get(key)) for key in ("arm", "minus")]
-    blocks = [run.content["arms"].get(arm) for arm in arms]
-    known = metric in METRICS and all(blocks)
-    first, second = (measure(block, metric) if known else None for block in blocks)
+    found = [run.content["arms"].get(arm) for arm in arms]
+    first, second = (measure(block, metric) if block and metric in METRICS else None for block in found)
     change = None if first is None or second is None else first - second
-    shown = [join([percent(value), " ", arm]) for arm, value in zip(arms, (first, second), strict=True)]
-    return [one.get("statement"), words.metric_name(metric), *shown, points(change)]
+    numbers = [f"{words.metric_name(metric)}: {arms[0]} ", percent(first), f", {arms[1]} ", percent(second), ", "]
+    measured_here = tag("span", *numbers, tag("strong", points(change)), class_="muted")
+    return tag("li", one.get("statement"), Html("<br>"), measured_here)
 
 
 def _difference(metric: str, published: object, found: object) -> Html:

@@ -16,8 +16,9 @@ TOP = 5  # classes, besides the true one
 LETTERS = 10  # of a class's name
 THICK, BETWEEN = 11.0, 9.0  # of a bar, and between classes: pixels
 NOTE = (
-    "softmax(logits / T): the classes that the teacher finds likeliest, and the true one, in bold. At T = 1 nearly all "
-    "is on one class; a higher T shows which others it finds similar, and that is what the student learns from."
+    "softmax(logits / T): the classes that the teacher finds likeliest, and the true one, in bold. At T = 1 a sure "
+    "network puts nearly all on one class; a higher T shows which others it finds similar, and from that the student "
+    "learns. The longest bar at each T has the full width."
 )
 
 
@@ -59,23 +60,31 @@ def _own(run: Run) -> float:
 
 def _cards(run: Run, temperature: float) -> list[Card]:
     found = cards.examples(run, "dark")[: cards.SHOWN]
+    longest = max((_largest(run, example, temperature) for example in found), default=1.0)
     return [
         Card(
             example,
             f"true class: {run.class_name(example.target)}",
             f"test image {example.index}",
-            _bars(run, example, temperature),
+            _bars(run, example, temperature, longest),
         )
         for example in found
     ]
 
 
-def _bars(run: Run, example: Example, temperature: float) -> Picture:
-    """For each class shown one bar per arm, with its probability."""
+def _largest(run: Run, example: Example, temperature: float) -> float:
+    """The largest probability that a card shows."""
+    names = cards.arms(run, example)
+    shown = _shown(example, names[0])
+    return max(example.probabilities(name, temperature)[number] for name in names for number in shown)
+
+
+def _bars(run: Run, example: Example, temperature: float, largest: float) -> Picture:
+    """For each class shown one bar per arm, with its probability; `largest` is that of the full width."""
     names = cards.arms(run, example)
     chances = {name: example.probabilities(name, temperature) for name in names}
     longest = max(len(run.class_name(number)) for number in range(run.classes))
-    x = Axis(0, 1, 18 + LETTER * min(longest, LETTERS), cards.WIDTH - 44, [])
+    x = Axis(0, largest, 18 + LETTER * min(longest, LETTERS), cards.WIDTH - 44, [])
     high = THICK * len(names) + BETWEEN
     rows = []
     for row, number in enumerate(_shown(example, names[0])):

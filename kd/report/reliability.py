@@ -10,7 +10,7 @@ from kd.report.markup import Html, join, tag
 from kd.report.pictures import Axis, Picture, role
 from kd.report.read import Run
 
-WIDTH, LEFT, TOP, SIDE, STRIP = 320.0, 48.0, 26.0, 250.0, 44.0  # pixels; the strip shows the images' shares
+WIDTH, LEFT, TOP, SIDE, STRIP = 328.0, 56.0, 26.0, 250.0, 44.0  # pixels; the strip shows the images' shares
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 NOTE = (
     "Test images by the probability of the predicted class: above the diagonal an arm is right more often than it "

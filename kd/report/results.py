@@ -85,12 +85,17 @@ def _mistakes(arms: list[Arm]) -> list[str]:
 
 def _how_timed(arms: list[Arm]) -> list[str]:
     """On what the latencies were measured: once, if on the same for all."""
-    ways = dict.fromkeys(
-        f"median of {one.repeats} batches on {one.device}, {one.threads} thread{'s' * (one.threads != 1)}"
-        for arm in arms
-        if (one := arm.latency)
-    )
+    repeats: dict[str, list[int]] = {}
+    for one in filter(None, (arm.latency for arm in arms)):
+        where = f"{one.device}, {one.threads} thread{'s' * (one.threads != 1)}"
+        repeats.setdefault(where, []).append(one.repeats)
+    ways = [f"median of {_span(counts)} repeats on {where}" for where, counts in repeats.items()]
     return [f"Latency: milliseconds for one batch, {'; '.join(ways)}."] if ways else []
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _kept(arm: Arm) -> str:
