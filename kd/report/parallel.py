@@ -72,7 +72,11 @@ def _upright(one: Upright, rail: Axis, x: float) -> Html:
         for tick, mark in zip(rail.ticks, _marks(one, rail), strict=True)
     ]
     line = tag("line", x1=x, x2=x, y1=rail.start, y2=rail.end, class_="upright")
-    return tag("g", line, tag("text", one.title, x=x, y=16.0, class_="middle"), *marks)
+    return tag("g", line, tag("text", _heading(one), x=x, y=16.0, class_="middle"), *marks)
+
+
+def _heading(one: Upright) -> str:
+    return f"{one.title}, points" if isinstance(one, _Measure) and one.signed else one.title
 
 
 def _place(one: Upright, number: int) -> float:
@@ -142,7 +146,7 @@ def _twin(axes: list[Upright], runs: list[Run]) -> Plot:
             marks = {"tickvals": list(range(len(one.names))), "ticktext": [interactive.plain(n) for n in one.names]}
             dimensions.append({"label": one.title, "values": one.places, **marks})
         else:
-            unit = "difference, points" if one.signed else f"{one.title}, %"
+            unit = _heading(one) if one.signed else f"{one.title}, %"
             form = "+.2f" if one.signed else ".2f"
             dimensions.append({"label": unit, "values": [round(100 * v, 10) for v in one.values], "tickformat": form})
     signs = [{"miss": -1, "none": 0, "hit": 1}[_sign(run)] for run in runs]
