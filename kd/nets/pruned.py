@@ -95,6 +95,8 @@ def advance(
     every: int,
 ) -> Tensor:
     """Count a training step, and renew the masks when it is time. The image comes back: that ties this to the graph."""
+    if step.is_meta:  # nothing to count
+        return image
     with torch.no_grad():
         now = int(step)
         if now <= ramp and (now % every == 0 or now == ramp):

@@ -53,16 +53,23 @@ MNIST = (1, 28, 28)
 PARAMETERS = {
     "mlp_1200": 2_395_210,
     "mlp_1200_dropout": 2_395_210,
+    "mlp_30": 785 * 30 + 31 * 30 + 31 * 10,
     "mlp_16": 785 * 16 + 17 * 10,
     "mlp_400": 785 * 400 + 401 * 400 + 401 * 10,
     "mlp_800": 1_276_810,
     "mlp": 89_610,
     "cnn3": 896_522,
+    "cnn3_int8": 896_522,
+    "cnn3_pruned": 896_522,
+    "cnn3_w12": 28 * 12 + 109 * 24 + 217 * 48 + (48 * 16 + 1) * 24 + 25 * 10,
+    "cnn3_w32": 28 * 32 + 289 * 64 + 577 * 128 + (128 * 16 + 1) * 128 + 129 * 10,
     "resnet18": 11_181_642,
     "resnet34": 21_289_802,
     "resnet50": 23_528_522,
     "resnet18_cifar": 11_173_962,
     "resnet20": 278_324 - 90 * 65,
+    "resnet20_int8": 278_324 - 90 * 65,
+    "resnet20_pruned": 278_324 - 90 * 65,
     "resnet32": 472_756 - 90 * 65,
     "resnet44": 667_188 - 90 * 65,
     "resnet56": 861_620 - 90 * 65,
@@ -87,7 +94,15 @@ PARAMETERS = {
     "wrn_40_2": 2_255_156 - 90 * 129,
 }
 # Millions at 3x32x32. The published figures for resnet34 and cnn3 are 149.5 and 80.2 MFLOPs, two per MAC.
-MACS = {"cnn3": 40.04, "resnet34": 74.8, "resnet18_cifar": 555.4, "vgg13_bn_cifar": 228.3, "resnet20": 40.8}
+MACS = {
+    "cnn3": 40.04,
+    "cnn3_int8": 40.04,
+    "cnn3_pruned": 40.04,
+    "resnet34": 74.8,
+    "resnet18_cifar": 555.4,
+    "vgg13_bn_cifar": 228.3,
+    "resnet20": 40.8,
+}
 
 
 def image_shape(name):
@@ -102,10 +117,12 @@ def build(name, shape=None, classes=10, device="meta", **overrides):
         pytest.importorskip("timm")
     if OmegaConf.is_missing(config, "name"):
         config.name = "resnet18"
-    known = inspect.signature(get_object(config._target_)).parameters
+    inner = config.get("network", config)
+    known = inspect.signature(get_object(inner._target_)).parameters
     given = {"num_classes": classes, "image_shape": shape or image_shape(name)}
+    inner.update({key: value for key, value in given.items() if key in known})
     with torch.device(device):
-        return instantiate(config, **{key: value for key, value in given.items() if key in known})
+        return instantiate(config)
 
 
 def test_the_listing_line():

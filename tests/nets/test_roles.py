@@ -1,5 +1,6 @@
 """The layers that conf/model/*.yaml name by role: that they exist, and are what the role promises."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ NAMES = [name for name in ROLES if name not in ANY_NAME]
 ACTIVATED = [name for name in NAMES if not name.startswith(("wrn", "mobilenet"))]  # their stages end in a ReLU
 NO_STEM = [name for name in NAMES if name.startswith(("mlp", "cnn3", "vgg"))]  # their first layers are a stage
 LATER_FINAL = [name for name in NAMES if name.startswith(("wrn", "mobilenet", "shufflenetv2", "vgg13_bn_cifar"))]
-HIDDEN_CLASSIFIER = ["cnn3", "vgg13_bn_wide"]
-STAGES = ("layer", "block", "hidden.")  # how the modules of the stages are named
+HIDDEN_CLASSIFIER = [name for name in NAMES if name.startswith(("cnn3", "vgg13_bn_wide"))]
+STAGES = ("layer", "block", "hidden.", "network.layer")  # how the modules of the stages are named
+INSIDE = {"mlp": "hidden.", ".*_(int8|pruned)$": "network."}  # where they lie
 
 
 def layers(name):
@@ -36,8 +38,9 @@ def build(name, device):
     config.pop("taps")
     given = {"num_classes": 10, "image_shape": (1, 28, 28) if name.startswith("mlp") else (3, 32, 32)}
     torch.manual_seed(0)
+    config.get("network", config).update(given)
     with torch.device(device):
-        network = instantiate(config, **given)
+        network = instantiate(config)
         return Tapped(network, layers(name)), torch.randn(2, *given["image_shape"])
 
 
@@ -77,8 +80,8 @@ def test_roles_have_the_shapes_that_they_promise(name, training):
 @pytest.mark.parametrize("name", NAMES)
 def test_stages_are_all_of_the_networks_in_order(name):
     network = build(name, "meta")[0].network
-    parts = network.hidden if name.startswith("mlp") else network
-    prefix = "hidden." if name.startswith("mlp") else ""
+    prefix = next((path for start, path in INSIDE.items() if re.match(start, name)), "")
+    parts = network.get_submodule(prefix.rstrip("."))
     blocks = [prefix + child for child, _ in parts.named_children() if (prefix + child).startswith(STAGES)]
     assert [layer.removesuffix(".relu") for layer in ROLES[name]["stages"]] == blocks
 
