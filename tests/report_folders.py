@@ -81,7 +81,7 @@ def fake_run(
     (folder / "config.yaml").write_text(
         f"experiment: {content['experiment']}\nseed: {seed}\ndata:\n  root: /somewhere/{seed}\n  val: 200\n"
         f"teacher:\n  kind: trained\n  seed: {1000 + seed}\nstore:\n  root: here-{seed}\nmethod:\n"
-        f"  temperature: {content['method']['temperature']}\n",
+        f"  temperature: {content['method']['temperature']}\n  alpha: {content['method']['alpha']}\n",
         encoding="utf-8",
     )
     with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
@@ -141,3 +141,21 @@ class Page(HTMLParser):
 def page_of(folder: Path) -> Page:
     write_page([folder], folder / "report.html")
     return Page(folder / "report.html")
+
+
+def sweep(folder: Path, cells: dict[tuple[float, float, int], float]) -> list[Path]:
+    """A run for each (T, alpha, seed), whose student has this validation accuracy, and 5 points less in the test."""
+    folders = []
+    for (temperature, alpha, seed), accuracy in cells.items():
+        content = digits(seed=seed)
+        content["method"] |= {"temperature": temperature, "alpha": alpha}
+        content["arms"]["student"]["val"]["accuracy"] = accuracy
+        content["arms"]["student"]["test"]["accuracy"] = accuracy - 0.05
+        folders.append(fake_run(folder / f"T={temperature:g},alpha={alpha:g},seed={seed}", content))
+    return folders
+
+
+def plots(page: Page) -> dict[str, dict[str, Any]]:
+    """The interactive figures by name; of figures of one name the first."""
+    found = re.findall(r'data-name="(\w+)">.*?<script type="application/json">([^<]*)</script>', page.source, re.DOTALL)
+    return {name: json.loads(content) for name, content in reversed(found)}
