@@ -4,10 +4,11 @@ from kd.report import cards
 from kd.report.cards import Card
 from kd.report.examples import Example
 from kd.report.markup import Html, cut, join, tag
-from kd.report.pictures import Axis, Picture, role
+from kd.report.pictures import LETTER, Axis, Picture, role
 from kd.report.read import Run
 
-ROW = 21.0
+ROW = 21.0  # pixels
+LETTERS = 11  # of an arm's name
 NOTE = (
     "Test images whose true class has a probability (T = 1) that differs most between baseline and student. "
     "Bars: this probability. After the arrow: what the arm takes the image for, orange where that is wrong."
@@ -42,8 +43,8 @@ def _difference(example: Example) -> str:
 
 
 def _bars(run: Run, example: Example) -> Picture:
-    x = Axis(0, 1, 84, 184, [])
     rows, names = [], cards.arms(run, example)
+    x = Axis(0, 1, 14 + LETTER * min(max(map(len, names)), LETTERS), 166, [])
     for row, arm in enumerate(names):
         y, value = row * ROW, example.probabilities(arm)[example.target]
         number = example.predicted(arm)
@@ -52,11 +53,11 @@ def _bars(run: Run, example: Example) -> Picture:
         bar = {"x": x.start, "y": y + 3, "height": ROW - 8}
         kind = "wrong" if number != example.target else "right"
         rows += [
-            tag("text", cut(arm, 11), tag("title", arm), x=x.start - 8, y=y + 14, class_="end"),
+            tag("text", cut(arm, LETTERS), tag("title", arm), x=x.start - 8, y=y + 14, class_="end"),
             tag("rect", **bar, width=x.end - x.start, class_="track"),
             tag("rect", title, **bar, width=max(0.6, x(value) - x.start), class_=f"bar {role(arm)}"),
             tag("text", cards.chance(value), x=x.end + 6, y=y + 14),
-            tag("text", f"→ {cut(said, 8)}", tag("title", said), x=x.end + 55, y=y + 14, class_=kind),
+            tag("text", f"→ {cut(said, 8)}", tag("title", said), x=x.end + 54, y=y + 14, class_=kind),
         ]
     label = f"Test image {example.index}: probability of the true class"
     return Picture("changed", label, cards.WIDTH, ROW * len(names) + 2, join(rows))

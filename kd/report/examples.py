@@ -48,14 +48,16 @@ def read_examples(path: Path, classes: int) -> list[Example]:
         if content.get("schema") != SCHEMA:
             raise ValueError(f"its schema is {content.get('schema')!r}, this version reads {SCHEMA}")
         return [_example(image, classes) for image in get(content, "images", list)]
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+    except (OSError, KeyError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise StoreError(
             f"{path} is damaged: {reason}. Delete it for a page without examples, or the folder and run it again."
         ) from error
 
 
-def _example(image: dict[str, Any], classes: int) -> Example:
+def _example(image: Any, classes: int) -> Example:
+    if not isinstance(image, dict):
+        raise ValueError(f"one of its images is {image!r:.60}")
     index, target, kind = get(image, "index", int), get(image, "target", int), get(image, "kind", str)
     where = f"image {index}: "
     if not 0 <= target < classes:
