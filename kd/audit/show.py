@@ -52,13 +52,12 @@ def _seeds(content: Content) -> Table:
 
 def _comparisons(content: Content) -> Table:
     """Per comparison its statistics and verdict."""
-    several = len(content["comparisons"]) > 1
-    heads = ["", "n", "mean ± sd", "95% interval", "p", *(["p (Holm)"] if several else []), "verdict"]
-    rows = []
-    for name, one in content["comparisons"].items():
-        adjusted = [words.p_value(one["p_holm"])] if several else []
-        rows.append([name, *_statistics(one), *adjusted, words.short_verdict(one)])
-    return _table("Differences in points, paired by seed", heads, rows)
+    p = "p (Holm)" if len(content["comparisons"]) > 1 else "p"
+    rows = [
+        [name, *_statistics(one | {"p": one["p_holm"]}), words.short_verdict(one)]
+        for name, one in content["comparisons"].items()
+    ]
+    return _table("Differences in points, paired by seed", ["", "n", "mean ± sd", "95% interval", p, "verdict"], rows)
 
 
 def _controls(controls: Content) -> Table:
@@ -99,7 +98,7 @@ def _lines(content: Content) -> list[str]:
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", overflow="fold")
+        table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
