@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kd.report.markup import Html, join, tag, text
+from kd.report.markup import Html, cut, join, tag, text
 
 #: {"data": [traces], "layout": {...}}
 Plot = dict[str, Any]
@@ -24,6 +24,7 @@ COLOURS = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", STYLE.partition("}")[0]
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Arial, sans-serif"
 CLEAR = "rgba(0,0,0,0)"
 STRONG = 0.85  # of a colour, from which letters on it are light
+LETTERS = 11  # of a name beside a matrix
 DASHES = ("solid", "1px,4.5px", "9px,5px", "9px,4px,1px,4px")
 
 
@@ -70,9 +71,10 @@ def axis(title: str | None = None, *, percent: bool = False, **given: Any) -> di
     return base | given
 
 
-def places(names: list[str]) -> dict[str, Any]:
-    """The part of an axis that names the places 0, 1, ...: two classes of one name stay two."""
-    return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [plain(name) for name in names]}
+def places(names: list[str], letters: int = 16) -> dict[str, Any]:
+    """The part of an axis that names the places 0, 1, ...: two classes of one name stay two. Long names are cut."""
+    shown = [plain(cut(name, letters)) for name in names]
+    return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": shown}
 
 
 def curve(
@@ -146,14 +148,15 @@ def matrix(counts: list[list[int]], names: list[str], *, height: float) -> Plot:
         "xgap": 1,
         "ygap": 1,
     }
-    shown: dict[str, Any] = {"showgrid": False, "constrain": "domain"}
+    upright = max(map(len, names)) > 3
+    shown: dict[str, Any] = {"showgrid": False, "mirror": True, **places(names, LETTERS)}
     places_of = [(j, i, str(count)) for i, row in enumerate(counts) for j, count in enumerate(row) if count]
     said_over = over_cells([(j, i, word, abs(strength[i][j]) > STRONG) for j, i, word in places_of])
     return plot(
         [data, said_over],
         height=height,
-        xaxis=axis("predicted", **places(names), **shown, side="top"),
-        yaxis=axis("true", **places(names), **shown, range=[len(names) - 0.5, -0.5], scaleanchor="x"),
+        xaxis=axis("predicted", **shown, side="top", tickangle=-90 if upright else 0),
+        yaxis=axis("true", **shown, range=[len(names) - 0.5, -0.5]),
         margin={"l": 40, "r": 10, "t": 46, "b": 14},
     )
 

@@ -2,10 +2,11 @@
 "use strict";
 (() => {
   const palette = JSON.parse(document.getElementById("palette").textContent);
+  const canHover = matchMedia("(hover: hover)").matches;
   const config = {
     displaylogo: false,
     showSendToCloud: false,
-    displayModeBar: "hover",
+    displayModeBar: canHover ? "hover" : false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   };
   const waiting = [];
@@ -60,6 +61,7 @@
     box.classList.add("drawn");
     place.dataset.width = place.clientWidth;
     layout.width = place.clientWidth;
+    if (!canHover) layout.dragmode = false; // a finger scrolls the page
     layout.height = height(twin, place.clientWidth);
     const image = { toImageButtonOptions: { format: "svg", filename: box.dataset.name } };
     await Plotly.react(place, data, layout, { ...config, ...image });
