@@ -15,7 +15,7 @@ from kd.audit import words
 from kd.audit.request import PREFIX
 from kd.cli import compose, conf_dir
 from kd.schema import RunConfig, check
-from kd.statistics import HEADLINE_SEEDS, MIN_SEEDS
+from kd.statistics import HEADLINE_SEEDS, MIN_SEEDS, seeds_needed
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE, README = ROOT / "results", ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -67,7 +67,8 @@ def _unmeasured(name: str, config: RunConfig | None) -> Row:
     cells = [
         (arm, metric, words.value(metric, number)) for arm, of in published.items() for metric, number in of.items()
     ]
-    return [link(name), _by_arm(cells), NOT_YET, "-", "-", "-", "-", f"`{PREFIX} experiment={name} seeds={MIN_SEEDS}`"]
+    seeds = seeds_needed(len(claims.comparisons(config.claim if config else None)))
+    return [link(name), _by_arm(cells), NOT_YET, "-", "-", "-", "-", f"`{PREFIX} experiment={name} seeds={seeds}`"]
 
 
 def _measured(content: Content) -> Row:
@@ -126,7 +127,8 @@ Written by `python -m benchmarks.results` from the audits in `results/`; each is
 Measured: mean ± sample standard deviation over n seeds. Difference: the claim's comparison, arms paired by seed, with
 the BCa 95% interval. **Supported**: the interval is above 0 and p < 0.05 (exact sign-flip test, Holm over a claim's
 comparisons). **Refuted**: the interval is below 0. Else **inconclusive**. Fewer than {MIN_SEEDS} seeds have no verdict,
-{HEADLINE_SEEDS} make a headline. A shortened setup is marked as such and says nothing about the published claim."""
+{HEADLINE_SEEDS} make a headline; the more comparisons are judged together, the more seeds each needs. A shortened setup
+is marked as such and says nothing about the published claim."""
 
 
 def render(configs: dict[str, RunConfig], found: dict[str, list[Content]]) -> str:

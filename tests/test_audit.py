@@ -280,9 +280,19 @@ def test_a_signal_reaches_the_run_and_the_audit_waits_for_it(here, monkeypatch, 
     broken(monkeypatch, here, script + "echo > ready; while true; do sleep 0.05; done")
     before = signal.signal(sign, signal.default_int_handler if sign == signal.SIGINT else preempted)
 
+    waiting = threading.Event()
+
+    class Watched(subprocess.Popen):
+        def communicate(self, *arguments, **options):
+            waiting.set()
+            return super().communicate(*arguments, **options)
+
+    monkeypatch.setattr("kd.audit.runs.subprocess.Popen", Watched)
+
     def interrupt() -> None:
         while not (here / "ready").exists():
             time.sleep(0.01)
+        waiting.wait()
         os.kill(os.getpid(), sign)
 
     job = plan(parse(["experiment=digits_kd", "seeds=1"])).main[0]
