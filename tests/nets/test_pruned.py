@@ -39,13 +39,14 @@ def test_the_smallest_magnitudes_go_and_of_equals_the_first():
 
 
 def test_the_share_of_zeros_grows_as_published():
-    """Zhu and Gupta, equation 1, from 0 at step 0: s (1 - (1 - t / ramp)^3), renewed every second step."""
-    network = Pruned(cnn(), sparsity=0.8, ramp=7, every=2)
-    expected = [0.8 * (1 - (1 - t / 7) ** 3) for t in (0, 0, 2, 2, 4, 4, 6, 7, 7, 7)]
+    """Zhu and Gupta, equation 1, from 0 at step 0: s (1 - (1 - t / ramp)^3), renewed every fifth step and at the last."""
+    network = Pruned(cnn(), sparsity=0.8, ramp=7, every=5)
+    expected = [0.8 * (1 - (1 - t / 7) ** 3) for t in (0, 0, 0, 0, 0, 5, 5, 7, 7, 7)]
     for share in expected:
         network(torch.randn(2, *SHAPE))
         assert zeros(network) == pytest.approx([share * layer.weight.numel() for layer in layers(network)], abs=1.5)
     assert network.step == len(expected)
+    assert zeros(network) == final(network, 0.8)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.95])
