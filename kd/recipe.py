@@ -9,7 +9,7 @@ from kd.data.base import DistillationData, View
 from kd.losses.configure import build_objective, first_stage, first_stage_epochs
 from kd.losses.objective import Objective
 from kd.losses.term import Roles
-from kd.schema import OptimConfig, RunConfig
+from kd.schema import OptimConfig, RunConfig, TeacherConfig
 from kd.store import recipe_key, sha256
 
 Node = dict[str, Any]  # a config node with `_target_`
@@ -38,7 +38,7 @@ class TeacherPlan:
     correct_probability: float | None = None
 
     def content(self) -> dict[str, Any]:
-        kind = "frozen" if self.kind in ("trained", "checkpoint", "self") else self.kind
+        kind = "frozen" if self.kind in ("trained", "checkpoint", "self", "random") else self.kind
         settings = {"decay": self.decay, "correct_probability": self.correct_probability}
         return {
             "kind": kind,
@@ -218,12 +218,20 @@ def _recipe(
         view=view,
         data=data.identity(view),
         optim=optim,
-        epochs=config.trainer.max_epochs if own is None or own.max_epochs is None else own.max_epochs,
+        epochs=_epochs(config, own),
         precision=config.trainer.precision,
         gradient_clip_val=config.trainer.gradient_clip_val,
         peer=_constructor(peer),
         roles=roles,
     )
+
+
+def _epochs(config: RunConfig, teacher: TeacherConfig | None) -> int:
+    """A teacher may be trained for longer than its students; a random one never is, whatever an experiment says."""
+    if teacher is not None and teacher.kind == "random":
+        return 0
+    own = teacher.max_epochs if teacher else None
+    return config.trainer.max_epochs if own is None else own
 
 
 def _constructor(model: Node) -> Node:

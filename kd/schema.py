@@ -23,6 +23,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "ensemble": ("size",),
     "ema": ("decay",),
     "virtual": ("correct_probability",),
+    "random": (),
     "none": (),
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -39,7 +40,7 @@ class TeacherConfig:
     path: Any = None  # a file, or for an ensemble a list of files, with weights trained elsewhere
     optim: Any = None
     augment: str | None = None
-    max_epochs: int | None = None  # 0: an untrained teacher
+    max_epochs: int | None = None
     seed: int = MISSING
     label_smoothing: float = 0.0
     cache: str = "auto"
@@ -263,11 +264,9 @@ def _check_teacher(teacher: TeacherConfig) -> None:
     if choice("teacher.cache", teacher.cache, ("auto", "off", "only")) == "only":
         raise ConfigError("`teacher.cache=only` is not available: the teacher runs live. Use auto or off.")
     if teacher.max_epochs is not None:
-        integer("teacher.max_epochs", teacher.max_epochs)
+        integer("teacher.max_epochs", teacher.max_epochs, low=1)
     if teacher.generations is not None:
         integer("teacher.generations", teacher.generations, low=1)
-        if teacher.generations > 1 and teacher.max_epochs == 0:
-            raise ConfigError("A chain of teacher.generations needs trained teachers, but teacher.max_epochs is 0.")
     if teacher.size is not None:
         integer("teacher.size", teacher.size, low=2)
     if teacher.decay is not None:

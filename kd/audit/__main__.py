@@ -5,9 +5,9 @@ interruption continues. The second judges finished runs (run folders, sweeps) an
 more than their seed are never pooled, each configuration is an audit of its own.
 
 Arms are paired by seed. Each comparison of the claim (config: claim.comparisons; without one, that the student's test
-accuracy is above the baseline's) gets mean, standard deviation, BCa 95% interval, exact sign-flip p (Holm over several
-comparisons) and a verdict: "supported" (interval above 0 and p < 0.05), "refuted" (interval below 0) or
-"inconclusive". Fewer than 6 seeds have no verdict; 10 make a headline.
+accuracy is above the baseline's) gets mean, standard deviation, BCa 95% interval, exact sign-flip p and a verdict:
+"supported" (interval above 0 and p < 0.05), "refuted" (interval below 0) or "inconclusive". Fewer than 6 seeds have no
+verdict; 10 make a headline. The configurations of a sweep are judged together: their p values are adjusted (Holm).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from rich.console import Console
 
 from kd.audit.found import collect
-from kd.audit.judge import audit, default_path
+from kd.audit.judge import audits, default_path
 from kd.audit.request import PREFIX, parse
 from kd.audit.runs import gather, plan
 from kd.audit.show import show
@@ -56,8 +56,8 @@ def main(given: list[str]) -> int:
             )
     else:
         found = [gather(request, plan(request), lambda line: _say(console, line))]
-    for evidence in found:
-        content, path = audit(evidence), request.out or default_path(evidence)
+    for evidence, content in zip(found, audits(found), strict=True):
+        path = request.out or default_path(evidence)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         show(content, console)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,35 @@ SHORTENED = "on this shortened setup: "
 Values = dict[int, float]  # by seed
 
 
-def audit(evidence: Evidence) -> dict[str, Any]:
-    """The content of audit.json. Comparisons are judged together (Holm); controls one by one.
+def audits(found: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """The content of audit.json of each configuration.
+
+    Every comparison is a hypothesis that the claim states beforehand, and is judged by itself. The same comparison of
+    several configurations, those of a sweep, is a search for one that helps: these are judged together (Holm).
+    """
+    contents = [_content(one) for one in found]
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for content in contents:
+        for name in content["comparisons"]:
+            families.setdefault((content["experiment"], name), []).append(content)
+    for (_, name), together in families.items():
+        _judge([(content["comparisons"][name], SHORTENED if content["shortened"] else "") for content in together])
+    for content in contents:
+        content["notes"] += _power(content["comparisons"].values())
+    return contents
+
+
+def _judge(blocks: list[tuple[dict[str, Any], str]]) -> None:
+    """Give the same comparison of one or more configurations its adjusted p value and its verdict."""
+    adjusted = holm([1.0 if one["p"] is None else one["p"] for one, _ in blocks])
+    for (one, prefix), p in zip(blocks, adjusted, strict=True):
+        one["judged_together"] = len(blocks)
+        one["p_holm"] = None if one["p"] is None else p
+        one["verdict"] = prefix + verdict(one["n"], one["low"], one["high"], one["p_holm"])
+
+
+def _content(evidence: Evidence) -> dict[str, Any]:
+    """All but the verdicts of the comparisons. The controls are judged one by one.
 
     A gain counts as explained by none of the controls only if it exceeds each of them, so that more controls make that
     harder, and no adjustment is due.
@@ -29,7 +56,6 @@ def audit(evidence: Evidence) -> dict[str, Any]:
     claim = next((run.claim for run in runs.values() if run.claim), None)
     shorter = shortened(evidence.own, evidence.settings) if evidence.own else None
     groups = [runs, *evidence.versus.values(), *(evidence.controls or {}).values()]
-    comparisons = _comparisons(evidence, SHORTENED if shorter else "")
     every = [run.content for group in groups for run in group.values()]
     return {
         "schema": SCHEMA,
@@ -44,10 +70,10 @@ def audit(evidence: Evidence) -> dict[str, Any]:
         "versions": _versions(every),
         "git": " + ".join(_distinct(content["git"] for content in every if content.get("git"))) or None,
         "arms": _arms(evidence, claim),
-        "comparisons": comparisons,
+        "comparisons": {name: _compare(evidence, one) for name, one in evidence.comparisons.items()},
         "controls": _controls(evidence, SHORTENED if shorter else ""),
         "failed": [asdict(failure) for failure in evidence.failed],
-        "notes": [*evidence.notes, *_power(max(one["n"] for one in comparisons.values()), len(comparisons))],
+        "notes": [*evidence.notes],
     }
 
 
@@ -93,20 +119,12 @@ def _spread(runs: Mapping[int, Run], arm: str, values: Values) -> dict[str, Any]
     return {**short, "one_network": one, "values": _by_seed(values)}
 
 
-def _comparisons(evidence: Evidence, prefix: str) -> dict[str, Any]:
-    found = {name: _compare(evidence, one) for name, one in evidence.comparisons.items()}
-    adjusted = holm([1.0 if one["p"] is None else one["p"] for one in found.values()])
-    for one, p in zip(found.values(), adjusted, strict=True):
-        one["p_holm"] = None if one["p"] is None else p
-        one["verdict"] = prefix + verdict(one["n"], one["low"], one["high"], one["p_holm"])
-    return found
-
-
-def _power(n: int, hypotheses: int) -> list[str]:
+def _power(comparisons: Iterable[dict[str, Any]]) -> list[str]:
     """What so many seeds are too few for, though they are enough for a verdict."""
-    if MIN_SEEDS <= n < (needed := seeds_needed(hypotheses)):
+    n, together = max((one["n"], one["judged_together"]) for one in comparisons)
+    if MIN_SEEDS <= n < (needed := seeds_needed(together)):
         return [
-            f"{hypotheses} comparisons are judged together: with {n} seeds none can be supported; seeds={needed} can."
+            f"{together} configurations are judged together: with {n} seeds none can be supported; {needed} seeds can."
         ]
     if MIN_SEEDS <= n < HEADLINE_SEEDS:
         return [f"{n} seeds are enough for a verdict, {HEADLINE_SEEDS} for a headline."]

@@ -133,7 +133,6 @@ def _control(name: str, base: list[str], config: RunConfig) -> tuple[list[str], 
         network = ["teacher.model=${student}"] if config.teacher.kind in ("self", *NO_TEACHER) else []
         return [o for o in base if key(o).removeprefix("teacher") not in own_kind], [
             "teacher=random",
-            "teacher.max_epochs=0",
             *network,
         ]
     of_teacher = [o for o in base if key(o).startswith("teacher") or "@teacher" in key(o)]

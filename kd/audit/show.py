@@ -52,7 +52,7 @@ def _seeds(content: Content) -> Table:
 
 def _comparisons(content: Content) -> Table:
     """Per comparison its statistics and verdict."""
-    p = "p (Holm)" if len(content["comparisons"]) > 1 else "p"
+    p = "p (Holm)" if any(one["judged_together"] > 1 for one in content["comparisons"].values()) else "p"
     rows = [
         [name, *_statistics(one | {"p": one["p_holm"]}), words.short_verdict(one)]
         for name, one in content["comparisons"].items()
