@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from kd import cli
 from kd.run import run
@@ -23,14 +20,7 @@ SMALL_CNNS = ("model@student=resnet8", "model@teacher.model=resnet20")
 
 def configured(*overrides: str) -> RunConfig:
     """The checked configuration of a command line."""
-    GlobalHydra.instance().clear()
-    cli.register_schema()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        composed = compose("run", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    with open_dict(composed):
-        del composed["hydra"]
-    return check(composed)
+    return check(cli.compose(list(overrides)))
 
 
 @dataclass
