@@ -39,7 +39,7 @@ def test_the_smallest_magnitudes_go_and_of_equals_the_first():
 
 
 def test_the_share_of_zeros_grows_as_published():
-    """Zhu and Gupta, equation 1, from 0 at step 0: s (1 - (1 - t / ramp)^3), renewed every fifth step and at the last."""
+    """Zhu and Gupta, equation 1, from 0 at step 0: s (1 - (1 - t / ramp)^3), renewed at fifth steps and the last."""
     network = Pruned(cnn(), sparsity=0.8, ramp=7, every=5)
     expected = [0.8 * (1 - (1 - t / 7) ** 3) for t in (0, 0, 0, 0, 0, 5, 5, 7, 7, 7)]
     for share in expected:
