@@ -310,7 +310,9 @@ def test_command_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFi
         write_page([], tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("damage", ["half", "list", "key", "type", "schema", "square", "claim", "omitted", "binary"])
+@pytest.mark.parametrize(
+    "damage", ["half", "list", "key", "type", "schema", "square", "claim", "omitted", "binary", "nan"]
+)
 def test_command_names_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     folder = fake_run(tmp_path / "run", digits())
     path, content = folder / "result.json", digits()
@@ -318,6 +320,8 @@ def test_command_names_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFi
         del content["arms"]["student"]["test"]["nll"]
     elif damage == "type":
         content["arms"]["student"]["test"]["accuracy"] = "high"
+    elif damage == "nan":
+        content["arms"]["student"]["test"]["per_class_accuracy"][3] = float("nan")
     elif damage == "schema":
         content["schema"] = 2
     elif damage == "square":

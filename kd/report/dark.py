@@ -76,7 +76,8 @@ def _largest(run: Run, example: Example, temperature: float) -> float:
     """The largest probability that a card shows."""
     names = cards.arms(run, example)
     shown = _shown(example, names[0])
-    return max(example.probabilities(name, temperature)[number] for name in names for number in shown)
+    chances = [example.probabilities(name, temperature) for name in names]
+    return max(values[number] for values in chances for number in shown)
 
 
 def _bars(run: Run, example: Example, temperature: float, largest: float) -> Picture:

@@ -30,7 +30,8 @@ class Example:
         scaled = [value / temperature for value in self.logits[arm]]
         highest = max(scaled)
         powers = [math.exp(value - highest) for value in scaled]
-        return [power / sum(powers) for power in powers]
+        total = sum(powers)
+        return [power / total for power in powers]
 
     def predicted(self, arm: str) -> int:
         logits = self.logits[arm]

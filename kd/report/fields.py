@@ -1,13 +1,16 @@
 """Values out of a JSON object, each checked for its type before anything is shown."""
 
+import math
 from typing import Any
 
 
 def get(block: dict[str, Any], key: str, kind: type) -> Any:
-    """Return `block[key]`. An int is a float too, a bool is neither. Raises KeyError or ValueError."""
+    """Return `block[key]`. An int is a float too, a bool is neither. Raises KeyError or ValueError, also for NaN."""
     value = block[key]
     if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
         raise ValueError(f"{key} is {value!r:.60}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} is {value}, not a finite number")
     return value
 
 
@@ -29,4 +32,4 @@ def shares(block: dict[str, Any], key: str, classes: int) -> list[float | None]:
     values = get(block, key, list)
     if len(values) != classes:
         raise ValueError(f"{key} has {len(values)} values for {classes} classes")
-    return [None if value is None else float(value) for value in values]
+    return [optional({key: value}, key, float) for value in values]
