@@ -58,6 +58,12 @@ def test_colours_are_those_of_the_arms() -> None:
     assert bars is not None and bars["data"][0]["marker"]["color"] == COLOURS["student"]
 
 
+@pytest.mark.parametrize(("epochs", "step"), [(3, 1), (60, None)])
+def test_no_tick_stands_between_two_epochs(epochs: int, step: int | None) -> None:
+    twin = line_chart("x", "x", [Line("student", [(i, 0.5) for i in range(1, epochs + 1)], None)], percent=True).plot
+    assert twin is not None and twin["layout"]["xaxis"].get("dtick") == step
+
+
 def test_two_classes_of_one_name_stay_two() -> None:
     twin = matrix([[3, 1], [0, 4]], ["same", "same"], height=100)
     assert twin["layout"]["xaxis"]["tickvals"] == [0, 1]

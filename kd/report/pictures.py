@@ -13,6 +13,7 @@ ROLES = ("teacher", "baseline", "student")
 WIDTH = 420
 LETTER = 7.0  # width of a letter of 12 px, about
 STEPS = 6  # colours of configurations; more are dashed
+SHORT = 8  # epochs of a training that has a tick at each
 LOG_FROM = 20  # a ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -244,9 +245,11 @@ def _line_plot(lines: list[Line], y: Axis, *, percent: bool) -> Plot:
             data.append(ring | {"legendgroup": drawn["name"], **place})
     marks: dict[str, Any] = {"type": "log", "tickvals": [*y.ticks], "ticktext": tick_texts(y, percent=False)}
     upright = interactive.axis(percent=percent, **(marks if y.log else {}))
-    return interactive.plot(
-        data, height=320, hovermode="x unified", xaxis=interactive.axis("epoch", tickformat="d"), yaxis=upright
-    )
+    epochs = {epoch for line in lines for epoch, _ in line.points}
+    # plotly would mark half epochs of a short training, and name them as whole ones
+    whole: dict[str, Any] = {"tickformat": "d"} | ({"dtick": 1} if max(epochs) - min(epochs) < SHORT else {})
+    across = interactive.axis("epoch", **whole)
+    return interactive.plot(data, height=320, hovermode="x unified", xaxis=across, yaxis=upright)
 
 
 def _tooltips(lines: list[Line], epochs: list[int], x: Axis, span: tuple[float, float], *, percent: bool) -> Html:

@@ -15,7 +15,8 @@ TICKS = (0, 0.25, 0.5, 0.75, 1)
 NOTE = (
     "Test images by the probability of the predicted class: above the diagonal an arm is right more often than it "
     "says, below it less often. A bar is the paler the fewer images it has; its ring stands at their mean confidence. "
-    "The strip below has each bin's share of the images. ECE: the mean distance to the diagonal, so weighted."
+    "The strip below has each bin's share of the images. ECE: the rings' mean distance to the diagonal, each weighted "
+    "by that share."
 )
 
 
@@ -132,6 +133,7 @@ def _plot(arm: Arm, images: int) -> Plot:
     return interactive.plot(
         data,
         height=380,
+        margin={"l": 52, "r": 24, "t": 26, "b": 40},  # on the right half of "100%"
         barmode="overlay",
         xaxis=interactive.axis("confidence", percent=True, range=[0, 1], anchor="y2", tickvals=TICKS),
         yaxis=interactive.axis(percent=True, range=[0, 1], domain=[0.2, 1], tickvals=TICKS),
