@@ -49,8 +49,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     if {"baseline", "student"} <= set(arms):
         baseline, student = (arms[name]["test"]["accuracy"] for name in ("baseline", "student"))
+        cause = "Training" if result["method"]["name"] == "hard" else "Distillation"
         console.print(
-            f"Distillation changed test accuracy by {100 * (student - baseline):+.2f} points "
+            f"{cause} changed test accuracy by {100 * round(student - baseline, 12) + 0.0:+.2f} points "
             f"({result['data']['test']:,} test images). One seed is no verdict.",
             highlight=False,
             markup=False,
@@ -101,11 +102,10 @@ def _latency(found: dict[str, Any] | None) -> str:
 
 def _timed_on(arms: list[dict[str, Any]]) -> str | None:
     """What the milliseconds are, e.g. `ms: one batch of 1 and of 256 images, median, cpu, 1 thread`."""
-    found = next((block for arm in arms if (block := arm.get("latency_ms"))), None)
-    if found is None:
-        return None
-    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
-    return escape(f"ms: one batch of 1 and of 256 images, median, {found['device']}, {threads}")
+    blocks = [block for arm in arms if (block := arm.get("latency_ms"))]
+    places = [f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] != 1)}" for one in blocks]
+    where = "; ".join(dict.fromkeys(places))  # quantised networks run on the CPU, whatever the others run on
+    return escape(f"ms: one batch of 1 and of 256 images, median, {where}") if where else None
 
 
 def _or_dash(value: float | None, form: str) -> str:

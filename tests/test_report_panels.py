@@ -122,12 +122,27 @@ def test_the_story_of_the_digit_3_stands_on_top(tmp_path: Path) -> None:
     page = page_of(folder)
     told = (
         "The student never saw class 3 and gets 20.0% of its 10 test images right, "
-        "90.0% after the bias of that class is raised by 3.5. "
-        "The baseline never saw it either: 20.0%, 90.0% after its correction. The teacher saw it: 90.0%."
+        "90.0% after the bias of that class is raised by 3.5 (all test images: 80.0% before, 81.0% after). "
+        "The baseline never saw it either: 20.0%, 90.0% after its correction (all: 81.0%). The teacher saw it: 90.0%."
     )
     assert told in page.words
     assert page.words.index(told) < page.words.index("Result")
-    assert "never seen: 20.0% → 90.0% right" in page.words
+    assert "never seen: 20.0% → 90.0% right all: 80.0% → 81.0%" in page.words
+    assert "validated without these: no comparison" in page.words
+
+
+def test_a_class_that_one_of_both_saw_is_a_cause_too(tmp_path: Path) -> None:
+    for arms, said in ((NO_TEACHER, "Distillation changed"), (("student",), "that only one of both saw, changed")):
+        assert said in page_of(fake_run(tmp_path / "-".join(arms), without(digits(), [3], arms))).words
+
+
+def test_an_arm_without_a_curve_is_named(tmp_path: Path) -> None:
+    content = digits()
+    folder = fake_run(tmp_path / "run", content)
+    content["arms"]["peer"] = content["arms"]["student"]
+    (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "No curve of peer: not trained here, or not by itself." in page_of(folder).words
+    assert "No curve of" not in page_of(fake_run(tmp_path / "all", digits())).words
 
 
 def test_rules_stand_side_by_side_with_the_published_numbers(tmp_path: Path) -> None:
@@ -495,9 +510,13 @@ def test_the_terminals_table_tells_of_omitted_classes_size_and_latency() -> None
     assert rows["published"] == ["-", "-", "206 errors"]
     assert "oracle" not in text
     assert "ms: one batch of 1 and of 256 images, median, cpu, 1 thread" in text
+    content["arms"]["teacher"]["latency_ms"] = LATENCY | {"device": "cuda", "threads": 2}
+    assert "median, cuda, 2 threads; cpu, 1" in " ".join(printed(content).split())
 
 
 def test_the_terminals_table_of_an_older_result() -> None:
     text = printed(digits())
+    assert "Distillation changed test accuracy by +10.00 points" in text
+    assert "Training changed" in printed(digits() | {"method": {"name": "hard"}})
     assert "size on disk" not in text and "ms" not in text and "omitted" not in text
     assert "test accuracy" in text

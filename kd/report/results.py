@@ -10,9 +10,10 @@ from kd.report.read import Run
 
 NOTE = (
     "NLL: mean negative log-likelihood, in nats. ECE: expected calibration error, 15 bins. KL to teacher: mean "
-    "KL(teacher || network) at T = 1, in nats. A dash: not measured, or trained elsewhere. "
-    "In brackets: the epochs of a first stage."
+    "KL(teacher || network) at T = 1, in nats. A dash: not measured, or trained elsewhere."
 )
+FIRST_STAGE = "In brackets: the epochs of a first stage."
+HELD_OUT = "Arms that never saw some classes were validated without these: no comparison with the other arms."
 
 
 def results(run: Run) -> Html:
@@ -41,8 +42,15 @@ def results(run: Run) -> Html:
         title = f"published (student: {other})" if other else "published"
         rows.append([title, *(_published(run.claim["published"].get(arm.name)) for arm in arms)])
     head: list[object] = ["", *(tag("span", arm.name, class_=f"arm {role(arm.name)}") for arm in arms)]
-    notes = " ".join([NOTE, *_mistakes(arms), *_how_timed(arms)])
+    notes = " ".join([NOTE, *_conditions(run), *_mistakes(arms), *_how_timed(arms)])
     return join([table(head, rows), tag("p", notes, class_="note")])
+
+
+def _conditions(run: Run) -> list[str]:
+    """What holds of some runs only."""
+    first = [FIRST_STAGE] if any(arm.initial_epochs for arm in run.arms.values()) else []
+    shown = any(arm.val_accuracy is not None for arm in run.arms.values())
+    return [*first, *([HELD_OUT] if run.data["omitted"] and shown else [])]
 
 
 def _optional(title: str, cells: list[Html]) -> list[list[object]]:
@@ -72,7 +80,7 @@ def _milliseconds(latency: Latency | None, batch: int) -> Html:
     value = None if latency is None else latency.milliseconds.get(batch)
     if value is None:
         return Html(DASH)
-    return tag("data", f"{value:.3g} ms" if value < 100 else f"{value:,.0f} ms", value=repr(value))
+    return tag("data", f"{value:#.3g} ms" if value < 99.95 else f"{value:,.0f} ms", value=repr(value))
 
 
 def _mistakes(arms: list[Arm]) -> list[str]:

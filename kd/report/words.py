@@ -22,6 +22,8 @@ def outcome(run: Run) -> str:
         return f"Test accuracy: {best}; one seed is no verdict. {one}"
     baseline, student = (run.arms[name].test.accuracy for name in ("baseline", "student"))
     cause = "Training" if run.method.get("name") == "hard" else "Distillation"
+    if len({"baseline", "student"} & set(run.data["omitted_from"])) == 1:
+        cause += ", and the classes that only one of both saw,"
     return (
         f"{cause} changed test accuracy by {100 * round(run.change, 12) + 0.0:+.2f} points, "
         f"from {baseline:.2%} (baseline) to {student:.2%} (student); one seed is no verdict. {one}"
