@@ -17,7 +17,7 @@ NOTE = (
 PUBLISHED_NOTE = "Published: what the claim's source gives for the student; in brackets the same as measured here."
 POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
-    "difference paired by seed. These rows describe; they decide nothing."
+    "difference paired by seed; of runs with one seed the first counts. These rows describe; they decide nothing."
 )
 #: a metric's published number and the measured one
 Pair = tuple[object, object]

@@ -66,8 +66,9 @@ def grids(runs: list[Run]) -> list[Grid]:
         rest = recipe_text(repeated[0].config, method=("temperature", "alpha"))
         cell = (float(method["temperature"]), float(method["alpha"]))
         groups.setdefault((experiment, str(method.get("name")), rest), {})[cell] = repeated
-    titles = _titles(list(groups))
-    return [Grid(titles[key], cells) for key, cells in groups.items() if len(cells) > 1]
+    drawn = {key: cells for key, cells in groups.items() if len(cells) > 1}
+    titles = _titles(list(drawn))
+    return [Grid(titles[key], cells) for key, cells in drawn.items()]
 
 
 def validation(runs: Iterable[Run]) -> Spread | None:

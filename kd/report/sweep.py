@@ -17,10 +17,15 @@ CHOOSE = (
     "A cell is the mean of its n seeds; settings that were not run stay empty. Choose T and alpha by validation "
     "accuracy, the first map, never by the test difference: the frame marks the highest mean validation accuracy."
 )
+VALIDATION = "Student's validation accuracy; the palest cell is the lowest of these, the strongest the highest."
+DIFFERENCE = (
+    "Test accuracy, student minus baseline, in points; blue above 0, orange below, the strongest the largest here, "
+    "however small."
+)
 UNCHOSEN = "No validation accuracy was measured in these runs, and test accuracy is not what T and alpha are chosen by."
 PARALLEL = (
-    "Every run is a line: blue where the student's test accuracy is above the baseline's, orange where it is below. "
-    "Drag along an axis to see only the runs that pass there."
+    "Every run is a line: blue where the student's test accuracy is above the baseline's, orange where it is below, "
+    "grey where they are equal or there is no baseline. Drag along an axis to see only the runs that pass there."
 )
 
 
@@ -75,10 +80,8 @@ def _of_grid(number: int, grid: Grid) -> list[_Drawing]:
     validated, tested = "Student's validation accuracy by T", "Student's test accuracy by T"
     pooled = "mean over seeds, bars of one sample standard deviation"
     return [
-        _Drawing(names[0], partial(validation_map, names[0], grid), "Student's validation accuracy."),
-        _Drawing(
-            names[1], partial(difference_map, names[1], grid), "Test accuracy, student minus baseline, in points."
-        ),
+        _Drawing(names[0], partial(validation_map, names[0], grid), VALIDATION),
+        _Drawing(names[1], partial(difference_map, names[1], grid), DIFFERENCE),
         _Drawing(names[2], partial(by_temperature, names[2], validated, grid, validation), f"{validated}: {pooled}."),
         _Drawing(names[3], partial(by_temperature, names[3], tested, grid, accuracy), f"{tested}: {pooled}."),
     ]
