@@ -128,7 +128,7 @@ def test_the_story_of_the_digit_3_stands_on_top(tmp_path: Path) -> None:
     assert told in page.words
     assert page.words.index(told) < page.words.index("Result")
     assert "never seen: 20.0% → 90.0% right all: 80.0% → 81.0%" in page.words
-    assert "validated without these: no comparison" in page.words
+    assert "validated without these: their validation accuracy is not comparable" in page.words
 
 
 def test_a_class_that_one_of_both_saw_is_a_cause_too(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from kd.report.configurations import grids, pools, recipe_text, spread
 from kd.report.page import FIGURES
 from kd.report.parallel import left_out
 from kd.report.read import Run, read_run
+from kd.report.varied import settings, unusual, varied
 from tests.report_folders import Page, digits, fake_run, plots, sweep
 
 #: two seeds of three cells out of four; the middle one is best in validation
@@ -141,6 +142,48 @@ def test_every_run_is_a_line_across_what_differs(tmp_path: Path) -> None:
     twin = plots(Page(tmp_path / "report.html"))["parallel"]["data"][0]["dimensions"]
     assert [one["label"] for one in twin] == ["T", "alpha", "seed", "validation, %", "test, %", "difference, points"]
     assert twin[3]["values"] == [70, 74, 90, 86, 60]
+
+
+def test_settings_are_read_by_their_dotted_keys() -> None:
+    text = "seed: 1\ndata:\n  omit:\n  - 3\n  - 5\n  keep: []\nterms:\n- kind: a\n  weight: 2\nclaim: null\n"
+    found = {"seed": "1", "data.omit": "3, 5", "data.keep": "[]", "terms": "kind: a", "terms.weight": "2"}
+    assert settings(text) == found | {"claim": "null"}
+
+
+def test_runs_say_in_which_other_settings_they_differ(tmp_path: Path) -> None:
+    folders = sweep(tmp_path / "runs", CELLS)
+    assert unusual(read(folders)) == [""] * len(CELLS)  # by T, alpha and seed alone, which have columns
+    write_page(folders, tmp_path / "same.html")
+    assert "Below a run's name" not in Page(tmp_path / "same.html").words
+    for folder, lr in zip(folders[:2], (1e-2, 1e-1), strict=True):
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"optim:\n  lr: {lr}\n  <b>: {{}}\n")
+    for folder in folders[2:]:
+        with (folder / "config.yaml").open("a") as file:
+            file.write("optim:\n  lr: 0.001\n  <b>: {}\n")
+    runs = read(folders)
+    assert varied(runs) == {"optim.lr": ["0.01", "0.1", "0.001", "0.001", "0.001"]}
+    assert unusual(runs) == ["optim.lr=0.01", "optim.lr=0.1", "", "", ""]
+    write_page(folders, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert page.row("T=1,alpha=0.1,seed=1optim.lr=0.1") and page.row("T=4,alpha=0.1,seed=0")
+    dimensions = plots(page)["parallel"]["data"][0]["dimensions"]
+    (folders[4] / "config.yaml").unlink()
+    assert unusual(read(folders)) == ["optim.lr=0.01", "optim.lr=0.1", "", "", ""]
+    assert dimensions[3]["label"] == "lr"
+    assert (dimensions[3]["ticktext"], dimensions[3]["values"]) == (["0.001", "0.01", "0.1"], [1, 2, 0, 0, 0])
+    assert "which have no axis" not in page.words
+
+
+def test_settings_too_many_for_axes_are_counted(tmp_path: Path) -> None:
+    folders = sweep(tmp_path / "runs", CELLS)
+    with (folders[0] / "config.yaml").open("a") as file:
+        file.write("optim:\n  a: 1\n  b: 2\n  c: 3\n  d: 4\n")
+    assert unusual(read(folders))[0] == "optim.a=1, optim.b=2, optim.c=3, 1 more"
+    write_page(folders, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert "The runs also differ in 4 other settings, which have no axis." in page.words
+    assert len(plots(page)["parallel"]["data"][0]["dimensions"]) == 6
 
 
 def test_a_result_that_some_runs_lack_is_named_as_left_out(tmp_path: Path) -> None:

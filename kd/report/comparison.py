@@ -9,11 +9,13 @@ from kd.report.markup import DASH, Html, join, measured, percent, points, table,
 from kd.report.pictures import ROLES, Picture
 from kd.report.read import Run
 from kd.report.sweep import panels
+from kd.report.varied import unusual
 
 NOTE = (
     "Difference: test accuracy of the student minus that of the baseline, in percentage points. Choose T "
     "and alpha by validation accuracy, never by test accuracy."
 )
+OTHER_NOTE = "Below a run's name: other settings in which it differs from most of these runs."
 PUBLISHED_NOTE = "Published: what the claim's source gives for the student; in brackets the same as measured here."
 POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
@@ -29,11 +31,12 @@ def comparison(runs: list[Run], drawn: dict[str, Picture]) -> Html:
     head: list[object] = ["run", "experiment", "method", "T", "alpha", "seed"]
     published: list[object] = ["published (here)"] if claimed else []
     head += [*(f"{arm} test" for arm in ROLES), *published, "difference", *(f"{arm} val" for arm in ROLES)]
+    others = unusual(runs)
     rows = [
-        _row(run, name, number, claimed)
-        for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1)
+        _row(run, name, number, other, claimed)
+        for number, (run, name, other) in enumerate(zip(runs, run_names(runs), others, strict=True), 1)
     ]
-    note = f"{NOTE} {PUBLISHED_NOTE}" if claimed else NOTE
+    note = " ".join([NOTE, *([OTHER_NOTE] if any(others) else []), *([PUBLISHED_NOTE] if claimed else [])])
     parts = [tag("h2", "Runs"), table(head, rows, class_="small runs"), tag("p", note, class_="note")]
     if found := pools(runs):
         columns: list[object] = ["experiment", "method", "T", "alpha", "n", "seeds"]
@@ -53,11 +56,11 @@ def run_names(runs: list[Run]) -> list[str]:
     ]
 
 
-def _row(run: Run, name: str, number: int, claimed: bool) -> list[object]:
+def _row(run: Run, name: str, number: int, other: str, claimed: bool) -> list[object]:
     arms = [run.arms.get(arm) for arm in ROLES]
     test = [percent(arm.test.accuracy if arm else None) for arm in arms]
     val = [percent(arm.val_accuracy if arm else None) for arm in arms]
-    link = tag("a", name, href=f"#run-{number}")
+    link = join([tag("a", name, href=f"#run-{number}"), tag("div", other, class_="muted") if other else None])
     published = [_published(run, _pairs(run))] if claimed else []
     return [link, run.experiment, *_method(run), run.seed, *test, *published, points(run.change), *val]
 

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from kd.report.read import Run
 
 #: keys of config.yaml, by block, that name a seed, a place or a way of running: without them, equal means repeated
-ASIDE = {"": ("seed", "store", "logger", "force", "debug"), "data": ("root",), "teacher": ("seed",)}
+ASIDE = {"": ("seed", "store", "logger", "force", "debug", "latency"), "data": ("root",), "teacher": ("seed",)}
 DIFFERENCES = 3  # settings that a title names
 
 

@@ -1,5 +1,6 @@
 """Parallel coordinates: every run is one line across its settings and what it reached."""
 
+import math
 from dataclasses import dataclass
 
 from kd.report import interactive
@@ -7,9 +8,11 @@ from kd.report.interactive import COLOURS, Plot
 from kd.report.markup import Html, cut, join, tag
 from kd.report.pictures import Axis, Picture, tick_texts, value_axis
 from kd.report.read import Run
+from kd.report.varied import TOLD, short_names, varied
 
 WIDTH, HEIGHT, SIDE, TOP, FOOT = 900, 320, 70, 40, 18
 LETTERS = 14  # of a method's or an experiment's name
+HEADING = 18  # letters of an axis' title
 NAMED = 20  # values up to which all of an axis are named
 
 
@@ -72,7 +75,8 @@ def _upright(one: Upright, rail: Axis, x: float) -> Html:
         for tick, mark in zip(rail.ticks, _marks(one, rail), strict=True)
     ]
     line = tag("line", x1=x, x2=x, y1=rail.start, y2=rail.end, class_="upright")
-    return tag("g", line, tag("text", _heading(one), x=x, y=16.0, class_="middle"), *marks)
+    heading = tag("text", cut(_heading(one), HEADING), tag("title", _heading(one)), x=x, y=16.0, class_="middle")
+    return tag("g", line, heading, *marks)
 
 
 def _heading(one: Upright) -> str:
@@ -91,7 +95,30 @@ def _choices(runs: list[Run]) -> list[_Choice]:
         "alpha": [run.method.get("alpha") for run in runs],
         "seed": [run.seed for run in runs],
     }
-    return [_choice(title, values) for title, values in found.items()]
+    more = _more(runs)
+    names = short_names(list(more))
+    others = [_choice(names[key], [_number(value) for value in values]) for key, values in more.items()]
+    return [*(_choice(title, values) for title, values in found.items()), *others]
+
+
+def _more(runs: list[Run]) -> dict[str, list[str | None]]:
+    """The other settings in which the runs differ, if these are few enough for an axis each."""
+    found = varied(runs)
+    return found if len(found) <= TOLD else {}
+
+
+def without_axis(runs: list[Run]) -> int:
+    """How many settings differ between the runs and are not drawn."""
+    return len(varied(runs)) - len(_more(runs))
+
+
+def _number(value: str | None) -> object:
+    """The number that a setting is; words stay words."""
+    try:
+        number = float(value or "nan")
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
 
 
 def _choice(title: str, values: list[object]) -> _Choice:
@@ -144,7 +171,7 @@ def _twin(axes: list[Upright], runs: list[Run]) -> Plot:
     for one in axes:
         if isinstance(one, _Choice):
             marks = {"tickvals": list(range(len(one.names))), "ticktext": [interactive.plain(n) for n in one.names]}
-            dimensions.append({"label": one.title, "values": one.places, **marks})
+            dimensions.append({"label": interactive.plain(one.title), "values": one.places, **marks})
         else:
             unit = _heading(one) if one.signed else f"{one.title}, %"
             form = "+.2f" if one.signed else ".2f"

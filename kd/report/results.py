@@ -13,7 +13,10 @@ NOTE = (
     "KL(teacher || network) at T = 1, in nats. A dash: not measured, or trained elsewhere."
 )
 FIRST_STAGE = "In brackets: the epochs of a first stage."
-HELD_OUT = "Arms that never saw some classes were validated without these: no comparison with the other arms."
+HELD_OUT = (
+    "Arms that never saw some classes were validated without these: their validation accuracy is not comparable with "
+    "the others'."
+)
 
 
 def results(run: Run) -> Html:

@@ -8,7 +8,7 @@ from kd.report.configurations import Grid, accuracy, grids, validation
 from kd.report.heatmap import READABLE, difference_map, validation_map
 from kd.report.markup import Html, figure, join, tag
 from kd.report.overlay import MANY, overlay
-from kd.report.parallel import left_out, parallel
+from kd.report.parallel import left_out, parallel, without_axis
 from kd.report.pictures import Picture
 from kd.report.read import Run
 from kd.report.temperature import by_temperature
@@ -58,6 +58,8 @@ def panels(runs: list[Run], drawn: dict[str, Picture]) -> Html:
         parts.append(tag("section", tag("h2", f"T and alpha: {grid.title}"), *shown))
     if "parallel" in drawn:
         missing = f" Not measured in every run, and left out: {', '.join(left_out(runs))}." if left_out(runs) else ""
+        if undrawn := without_axis(runs):
+            missing += f" The runs also differ in {undrawn} other settings, which have no axis."
         content = tag("div", figure(drawn["parallel"].inline(), PARALLEL + missing), class_="broad")
         parts.append(tag("section", tag("h2", "All runs across their settings"), content))
     curves = _of_experiments(runs)
