@@ -49,7 +49,8 @@ def plot(data: list[dict[str, Any]], *, height: float, **layout: Any) -> Plot:
             "namelength": -1,
         },
         "modebar": {"bgcolor": CLEAR, "color": COLOURS["muted"], "activecolor": COLOURS["ink"]},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"}
+        | {"maxheight": 0.9},  # of the figure, which page.js makes higher by the legend's rows
     }
     return {"data": data, "layout": base | layout}
 
