@@ -298,6 +298,15 @@ def test_command_writes_here_for_several_folders(
     assert (tmp_path / "deep" / "page.html").read_text() == (tmp_path / "report.html").read_text()
 
 
+def test_command_names_the_runs_that_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, status in enumerate(("done", "done", "running")):
+        fake_run(tmp_path / f"run-{number}", digits(seed=number) | {"status": status})
+    (fake_run(tmp_path / "begun", digits()) / "result.json").unlink()
+    assert main([str(tmp_path)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"Left out, it has not finished: {tmp_path / name}" for name in ("begun", "run-2")]
+
+
 def test_command_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unfinished = digits() | {"status": "running"}
     fake_run(tmp_path / "run", unfinished)

@@ -154,7 +154,7 @@ def test_runs_say_in_which_other_settings_they_differ(tmp_path: Path) -> None:
     folders = sweep(tmp_path / "runs", CELLS)
     assert unusual(read(folders)) == [""] * len(CELLS)  # by T, alpha and seed alone, which have columns
     write_page(folders, tmp_path / "same.html")
-    assert "Below a run's name" not in Page(tmp_path / "same.html").words
+    assert "Below a name" not in Page(tmp_path / "same.html").words
     for folder, lr in zip(folders[:2], (1e-2, 1e-1), strict=True):
         with (folder / "config.yaml").open("a") as file:
             file.write(f"optim:\n  lr: {lr}\n  <b>: {{}}\n")
@@ -173,6 +173,16 @@ def test_runs_say_in_which_other_settings_they_differ(tmp_path: Path) -> None:
     assert dimensions[3]["label"] == "lr"
     assert (dimensions[3]["ticktext"], dimensions[3]["values"]) == (["0.001", "0.01", "0.1"], [1, 2, 0, 0, 0])
     assert "which have no axis" not in page.words
+
+
+def test_means_of_two_configurations_are_told_apart(tmp_path: Path) -> None:
+    folders = sweep(tmp_path / "a", CELLS) + sweep(tmp_path / "b", dict(list(CELLS.items())[:2]))
+    for folder in folders[len(CELLS) :]:
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("val: 200", "val: 400"))
+    write_page(folders, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert page.row("fake_kddata.val=400")[:4] == [("kd", None), ("1", 1.0), ("0.1", 0.1), ("2", None)]
 
 
 def test_settings_too_many_for_axes_are_counted(tmp_path: Path) -> None:

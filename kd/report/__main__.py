@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kd.errors import UserError
 from kd.report.page import write_page
-from kd.report.read import find_runs
+from kd.report.read import find_runs, unfinished
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     target = given.out or (given.folders[0] if len(given.folders) == 1 else Path()) / "report.html"
     try:
         write_page(find_runs(given.folders), target)
+        for folder in unfinished(given.folders):
+            print(f"Left out, it has not finished: {folder}", file=sys.stderr)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.status

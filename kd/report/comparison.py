@@ -15,7 +15,7 @@ NOTE = (
     "Difference: test accuracy of the student minus that of the baseline, in percentage points. Choose T "
     "and alpha by validation accuracy, never by test accuracy."
 )
-OTHER_NOTE = "Below a run's name: other settings in which it differs from most of these runs."
+OTHER_NOTE = "Below a name: other settings that differ from those of most of these runs."
 PUBLISHED_NOTE = "Published: what the claim's source gives for the student; in brackets the same as measured here."
 POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
@@ -41,7 +41,9 @@ def comparison(runs: list[Run], drawn: dict[str, Picture]) -> Html:
     if found := pools(runs):
         columns: list[object] = ["experiment", "method", "T", "alpha", "n", "seeds"]
         columns += [*(f"{arm} test" for arm in ROLES), *published, "difference"]
-        pooled = table(columns, [_pooled(group, claimed) for group in found], class_="small runs")
+        other_of = {run.folder: other for run, other in zip(runs, others, strict=True)}
+        pooled_rows = [_pooled(group, other_of[group[0].folder], claimed) for group in found]
+        pooled = table(columns, pooled_rows, class_="small runs")
         parts += [tag("h2", "Means over seeds"), pooled, tag("p", POOLED_NOTE, class_="note")]
     return join([tag("section", *parts), panels(runs, drawn)])
 
@@ -60,18 +62,23 @@ def _row(run: Run, name: str, number: int, other: str, claimed: bool) -> list[ob
     arms = [run.arms.get(arm) for arm in ROLES]
     test = [percent(arm.test.accuracy if arm else None) for arm in arms]
     val = [percent(arm.val_accuracy if arm else None) for arm in arms]
-    link = join([tag("a", name, href=f"#run-{number}"), tag("div", other, class_="muted") if other else None])
+    link = tag("a", name, href=f"#run-{number}")
     published = [_published(run, _pairs(run))] if claimed else []
-    return [link, run.experiment, *_method(run), run.seed, *test, *published, points(run.change), *val]
+    return [_named(link, other), run.experiment, *_method(run), run.seed, *test, *published, points(run.change), *val]
 
 
-def _pooled(runs: list[Run], claimed: bool) -> list[object]:
+def _named(name: str, other: str) -> Html:
+    """What a row is, and below it in which other settings it differs."""
+    return join([name, tag("div", other, class_="muted") if other else None])
+
+
+def _pooled(runs: list[Run], other: str, claimed: bool) -> list[object]:
     first = runs[0]
     cells = [_accuracy(runs, arm) for arm in ROLES]
     seeds = ", ".join(str(run.seed) for run in runs)
     published = [_published(first, _pooled_pairs(runs))] if claimed else []
     difference = _spread(change(runs), sign=True)
-    return [first.experiment, *_method(first), len(runs), seeds, *cells, *published, difference]
+    return [_named(first.experiment, other), *_method(first), len(runs), seeds, *cells, *published, difference]
 
 
 def _method(run: Run) -> list[object]:

@@ -41,7 +41,7 @@
     const lengths = data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name.length);
     if (lengths.length < 2 || layout.showlegend === false) return layout.height;
     const columns = Math.max(1, Math.floor((width - 66) / (50 + 7 * Math.max(...lengths))));
-    return layout.height + 20 * (Math.ceil(lengths.length / columns) - 1);
+    return layout.height + 28 * (Math.ceil(lengths.length / columns) - 1);
   }
 
   async function draw(box) {

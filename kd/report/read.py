@@ -70,6 +70,12 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def unfinished(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders of runs in and below the folders that were begun and are not finished."""
+    begun = {path.parent for folder in folders for path in folder.rglob(CONFIG) if path.parent.name != ".hydra"}
+    return sorted((run for run in begun if not (run / RESULT).is_file() or not _is_done(run / RESULT)), key=_natural)
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder.
 
