@@ -80,7 +80,7 @@ def fake_run(
     (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
     (folder / "config.yaml").write_text(
         f"experiment: {content['experiment']}\nseed: {seed}\ndata:\n  root: /somewhere/{seed}\n  val: 200\n"
-        f"teacher:\n  kind: trained\n  seed: {1000 + seed}\nstore:\n  root: here-{seed}\nmethod:\n"
+        f"teacher:\n  kind: trained\n  seed: 1000\nstore:\n  root: here-{seed}\nmethod:\n"
         f"  temperature: {content['method']['temperature']}\n  alpha: {content['method']['alpha']}\n",
         encoding="utf-8",
     )

@@ -82,7 +82,23 @@ def test_a_teacher_trained_once_is_one_network_without_a_spread(here, capsys):
     assert (teacher["one_network"], teacher["mean"], teacher["sd"], teacher["low"]) == (True, 80, None, None)
     assert (student["one_network"], student["sd"] > 0) == (False, True)
     assert content["comparisons"]["helps"]["verdict"] == "too few seeds: 3 of 6"
-    assert "one network" in capsys.readouterr().out
+    assert content["notes"] == [
+        "The teacher is one network under all seeds: what is said here holds for this one teacher."
+    ]
+    assert content["notes"][0] in capsys.readouterr().out
+
+
+def test_another_teacher_is_another_audit(here):
+    for override in (), ("teacher.seed=7",):
+        write_all(["experiment=mnist_hinton", "seeds=2", *override], better)
+        assert main(["experiment=mnist_hinton", "seeds=2", *override]) == 0
+    asked = {path: audited(path) for path in Path("outputs").glob("*/audit-*/audit.json")}
+    assert sorted(content["overrides"] for content in asked.values()) == [[], ["teacher.seed=7"]]
+    assert main(["outputs"]) == 0
+    assert sorted(content["seeds"] for content in map(audited, Path("outputs").glob("*/audit-*/audit.json"))) == [
+        [0, 1],
+        [0, 1],
+    ]
 
 
 def test_a_loss_is_refuted_and_noise_is_inconclusive(here):

@@ -150,9 +150,9 @@ def test_seeds_are_pooled_without_a_verdict(tmp_path: Path) -> None:
     assert len(pools([read_run(folder) for folder in [*folders, folders[0]]])) == 1
 
 
-def test_recipe_text_leaves_out_seeds_and_places_only() -> None:
+def test_recipe_text_leaves_out_the_runs_seed_and_places_only() -> None:
     text = "seed: 1\ndata:\n  root: a\n  omit:\n  - 3\nlogger:\n  tags:\n  - x\nteacher:\n  seed: 5\n  kind: ema\n"
-    assert recipe_text(text) == "data:\n  omit:\n  - 3\nteacher:\n  kind: ema"
+    assert recipe_text(text) == "data:\n  omit:\n  - 3\nteacher:\n  seed: 5\n  kind: ema"
 
 
 @pytest.mark.parametrize("several", [False, True])

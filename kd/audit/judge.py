@@ -57,6 +57,7 @@ def _content(evidence: Evidence) -> dict[str, Any]:
     shorter = shortened(evidence.own, evidence.settings) if evidence.own else None
     groups = [runs, *evidence.versus.values(), *(evidence.controls or {}).values()]
     every = [run.content for group in groups for run in group.values()]
+    arms = _arms(evidence, claim)
     return {
         "schema": SCHEMA,
         "experiment": evidence.experiment,
@@ -69,11 +70,11 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "device": " + ".join(_distinct(content["device"] for content in every)) or None,
         "versions": _versions(every),
         "git": " + ".join(_distinct(content["git"] for content in every if content.get("git"))) or None,
-        "arms": _arms(evidence, claim),
+        "arms": arms,
         "comparisons": {name: _compare(evidence, one) for name, one in evidence.comparisons.items()},
         "controls": _controls(evidence, SHORTENED if shorter else ""),
         "failed": [asdict(failure) for failure in evidence.failed],
-        "notes": [*evidence.notes],
+        "notes": [*evidence.notes, *_of_one_network(arms)],
     }
 
 
@@ -117,6 +118,15 @@ def _spread(runs: Mapping[int, Run], arm: str, values: Values) -> dict[str, Any]
     short = asdict(summary([next(iter(values.values()))] if one else list(values.values())))
     short.pop("n")
     return {**short, "one_network": one, "values": _by_seed(values)}
+
+
+def _of_one_network(arms: dict[str, Any]) -> list[str]:
+    """Seeds cannot speak for what none of them varies: a teacher that is trained once, say."""
+    return [
+        f"The {name} is one network under all seeds: what is said here holds for this one {name}."
+        for name, metrics in arms.items()
+        if any(one["one_network"] for one in metrics.values())
+    ]
 
 
 def _power(comparisons: Iterable[dict[str, Any]]) -> list[str]:

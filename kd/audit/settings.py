@@ -10,8 +10,8 @@ from kd.cli import compose
 from kd.folder import ELSEWHERE
 
 Settings = dict[str, Any]  # a resolved configuration, as config.yaml holds it
-#: what does not make two audits differ: seeds, places and words
-ASIDE = (*ELSEWHERE, "seed", "teacher.seed", "data.root", "claim")
+#: what does not make two audits differ: the runs' seeds, places and words (another teacher.seed is another teacher)
+ASIDE = (*ELSEWHERE, "seed", "data.root", "claim")
 #: a smaller number at one of these keys makes a shorter experiment (no limit is the longest)
 LENGTHS = ("trainer.max_epochs", "teacher.max_epochs", "method.initial.epochs", "data.train_limit", "data.test_limit")
 

@@ -6,8 +6,8 @@ from statistics import mean, stdev
 
 from kd.report.read import Run
 
-#: keys of config.yaml, by block, that name a seed, a place or a way of running: without them, equal means repeated
-ASIDE = {"": ("seed", "store", "logger", "force", "debug", "latency"), "data": ("root",), "teacher": ("seed",)}
+#: keys of config.yaml, by block, that name the seed, a place or a way of running: without them, equal means repeated
+ASIDE = {"": ("seed", "store", "logger", "force", "debug", "latency"), "data": ("root",)}
 DIFFERENCES = 3  # settings that a title names
 
 
@@ -94,7 +94,7 @@ def spread(values: list[float | None]) -> Spread | None:
 
 
 def recipe_text(config: str, **aside: tuple[str, ...]) -> str:
-    """A config.yaml without its seeds and what has no part in the result: equal for runs that differ only by seed.
+    """A config.yaml without its seed and what has no part in the result: equal for runs that differ only by seed.
 
     `aside` names further keys to leave out, by block: `method=("alpha",)`.
     """
