@@ -5,6 +5,7 @@ Nothing in this file imports torch: configurations are checked, and finished run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,8 +98,8 @@ def block(claim: ClaimConfig | None, config: RunConfig, arms: Mapping[str, Block
     }
 
 
-def check(claim: ClaimConfig) -> None:
-    """Raise `ConfigError` for an arm, a metric or a comparison that cannot be."""
+def check(claim: ClaimConfig, config: RunConfig) -> None:
+    """Raise `ConfigError` for an arm, a metric, a setting or a comparison that cannot be."""
     for where, numbers in (
         ("claim.published", claim.published),
         *(("claim.rows", row.published) for row in claim.rows),
@@ -107,10 +108,12 @@ def check(claim: ClaimConfig) -> None:
             choice(f"arm in `{where}`", arm, ARMS)
             for metric, value in metrics.items():
                 choice(f"metric in `{where}.{arm}`", metric, METRICS)
-                number(f"{where}.{arm}.{metric}", value, low=0)
+                number(f"{where}.{arm}.{metric}", value, low=0, high=1 if metric in SHARES else math.inf)
     for row in claim.rows:
         if not row.when:
             raise ConfigError("A row of `claim.rows` needs `when`; what always holds belongs to `claim.published`.")
+        for key in row.when:
+            _value(config, key)
     for name, comparison in claim.comparisons.items():
         where = f"claim.comparisons.{name}"
         choice(f"metric in `{where}`", comparison.metric, SHARES)
@@ -121,11 +124,16 @@ def check(claim: ClaimConfig) -> None:
 
 
 def _value(config: RunConfig, key: str) -> Any:
-    """The value at a dotted key; None if there is none."""
+    """The value at a dotted key; None if a group that was chosen has no such key.
+
+    Raises `ConfigError` for a key that no configuration has.
+    """
     found: Any = config
     for part in key.split("."):
         if is_dataclass(found):
-            found = getattr(found, part, None)
+            if not hasattr(found, part):
+                raise ConfigError(f"A row of `claim.rows` has `when` {key!r}, but there is no {part!r} in its group.")
+            found = getattr(found, part)
         elif isinstance(found, Mapping):
             found = found.get(part)
         else:

@@ -12,7 +12,6 @@ from kd.data import DistillationData
 from kd.metrics import test_metrics
 from kd.nets.latency import latency
 from kd.recipe import Node, Plan
-from kd.store import Entry
 from kd.taps import Tapped
 from kd.teachers import Frozen, Teacher
 from kd.train import Trainings
@@ -28,10 +27,7 @@ class Arm:
     key: str
     meta: dict[str, Any]
 
-    @property
-    def role(self) -> str:
-        """The arm whose view of the data it had: a student's peer sees what the student sees."""
-        return self.name if self.name in ("teacher", "baseline") else "student"
+    role: str  # the arm whose view of the data it had: a student's peer and average saw what the student sees
 
 
 @dataclass(frozen=True)
@@ -79,15 +75,12 @@ def predictions(network: Teacher, data: DistillationData, loader: Any, device: t
 def _arms(planned: Plan, trainings: Trainings) -> Iterator[Arm]:
     """The teacher if it has a network, baseline, student, and what else the method delivers (a peer)."""
     if (taught := trainings.teacher_arm(planned)) is not None:
-        yield Arm("teacher", *taught)
+        yield Arm("teacher", *taught, "student" if planned.teacher.kind == "ema" else "teacher")
     entries = {"baseline": trainings.obtain(planned.baseline), "student": trainings.obtain(planned.student)}
     for name, entry in {**entries, **trainings.delivered(planned.student)}.items():
-        yield _stored(name, entry, trainings)
-
-
-def _stored(name: str, entry: Entry, trainings: Trainings) -> Arm:
-    network = Frozen(Tapped(trainings.network(entry, "student")))
-    return Arm(name, network, entry.meta["model"], entry.key, entry.meta)
+        network = Frozen(Tapped(trainings.network(entry, "student")))
+        role = "baseline" if name == "baseline" else "student"
+        yield Arm(name, network, entry.meta["model"], entry.key, entry.meta, role)
 
 
 def _omission(arm: Arm, data: DistillationData, logits: Tensor, target: Tensor, device: torch.device) -> dict[str, Any]:

@@ -26,6 +26,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "random": (),
     "none": (),
 }
+TRAINED = ("trained", "self", "ensemble", "random")  # by the run itself, unless teacher.path is given
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOGGERS = ("auto", "csv", "wandb")
 ARMS = ("teacher", "baseline", "student")
@@ -174,13 +175,13 @@ def check(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     _check_common(config)
-    _check_data(config.data)
     hyper_parameters(vars(config.method))
     if config.method.initial and config.method.initial.epochs is not None:
         integer("method.initial.epochs", config.method.initial.epochs, low=1)
     _check_teacher(config.teacher)
+    _check_data(config.data, config.teacher)
     if config.claim is not None:
-        claims.check(config.claim)
+        claims.check(config.claim, config)
     return config
 
 
@@ -224,7 +225,7 @@ def _check_common(config: RunConfig) -> None:
         )
 
 
-def _check_data(data: dict[str, Any]) -> None:
+def _check_data(data: dict[str, Any], teacher: TeacherConfig) -> None:
     if data.get("omit") and data.get("keep"):
         raise ConfigError(
             f"Set `data.omit` or `data.keep`, not both (got omit={data['omit']}, keep={data['keep']}): "
@@ -232,9 +233,15 @@ def _check_data(data: dict[str, Any]) -> None:
         )
     for arm in data.get("omit_from") or []:
         choice("arm in `data.omit_from`", arm, ARMS)
+    omits = data.get("omit") or data.get("keep")
+    if omits and "teacher" in (data.get("omit_from") or []) and (teacher.kind not in TRAINED or teacher.path):
+        raise ConfigError(
+            f"`data.omit_from` names the teacher, but teacher={teacher.kind} is not trained here: nothing can be kept "
+            f"from it. Choose teacher={', '.join(TRAINED)} without teacher.path, or leave it out of data.omit_from."
+        )
     if data.get("omit_bias") is not None:
         number("data.omit_bias", data["omit_bias"])
-        if not (data.get("omit") or data.get("keep")):
+        if not omits:
             raise ConfigError("`data.omit_bias` corrects omitted classes; name them with `data.omit` or `data.keep`.")
 
 

@@ -13,7 +13,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd.check import number
+from kd.errors import ConfigError
 from kd.losses.virtual import virtual_teacher_logits
+from kd.nets.quantized import MovingRange
 from kd.taps import Tapped
 from kd.types import Batch, Output
 
@@ -102,7 +104,15 @@ class Ema(Teacher):
         self.average: AveragedModel | None = None
 
     def start(self, student: Tapped) -> None:
-        """Begin with a copy of the student; again, into the same network, which others may hold by now."""
+        """Begin with a copy of the student; again, into the same network, which others may hold by now.
+
+        Raises `ConfigError` for a quantised student: the average of its ranges lags far behind that of its weights.
+        """
+        if any(isinstance(module, MovingRange) for module in student.modules()):
+            raise ConfigError(
+                "teacher=ema cannot average a quantised network: its ranges would start at nothing. Choose another "
+                "teacher, or a network without kd.nets.quantized."
+            )
         if self.average is None:
             average_fn = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
             self.average = freeze(AveragedModel(student, multi_avg_fn=average_fn, use_buffers=True))

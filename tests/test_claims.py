@@ -78,18 +78,20 @@ def test_the_block_has_the_same_numbers_of_the_run_and_a_comparison(config):
         ({"published": {"pupil": {"errors": 1}}}, "Unknown arm in `claim.published` 'pupil'"),
         ({"published": {"student": {"error": 1}}}, "Did you mean 'errors'"),
         ({"published": {"student": {"errors": "few"}}}, "`claim.published.student.errors`"),
+        ({"published": {"student": {"accuracy": 98.7}}}, r"in \[0, 1\], but got 98.7"),
         ({"rows": [ClaimRowConfig({}, {})]}, "needs `when`"),
+        ({"rows": [ClaimRowConfig({"method.temprature": 4}, {})]}, "no 'temprature'"),
         ({"rows": [ClaimRowConfig({"seed": 1}, {"x": {}})]}, "Unknown arm in `claim.rows`"),
         ({"comparisons": {"c": ComparisonConfig("s", metric="errors")}}, "Unknown metric in `claim.comparisons.c`"),
         ({"comparisons": {"c": ComparisonConfig("s", arm="x")}}, "Unknown arm in `claim.comparisons.c`"),
         ({"comparisons": {"c": ComparisonConfig("s", minus="student")}}, "with itself"),
     ],
 )
-def test_an_impossible_claim_is_refused(given, said):
+def test_an_impossible_claim_is_refused(config, given, said):
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
-        claims.check(claim(**given))
+        claims.check(claim(**given), config)
 
 
-def test_the_same_arm_of_another_run_can_be_compared():
+def test_the_same_arm_of_another_run_can_be_compared(config):
     versus = ComparisonConfig("small T is best", minus="student", versus=["method.temperature=20"])
-    claims.check(claim(comparisons={"small": versus}))
+    claims.check(claim(comparisons={"small": versus}), config)

@@ -161,6 +161,22 @@ def test_a_bias_without_an_omitted_class_is_refused(tmp_path, monkeypatch, capsy
     assert "data.omit" in done.err
 
 
+@pytest.mark.parametrize(
+    "teacher", [("teacher=none", "method=hard"), ("teacher=ema",), ("teacher=checkpoint", "teacher.path=x.safetensors")]
+)
+def test_nothing_can_be_kept_from_a_teacher_that_is_not_trained_here(tmp_path, monkeypatch, capsys, teacher):
+    done = Command(tmp_path, monkeypatch, capsys)("data.omit=[3]", "data.omit_from=[teacher]", *teacher)
+    assert done.status == 2
+    assert "data.omit_from" in done.err
+
+
+def test_a_teacher_that_is_its_students_average_never_saw_the_class_either(tmp_path, monkeypatch, capsys):
+    done = Command(tmp_path, monkeypatch, capsys)(*QUICK, "latency=false", "data.omit=[3]", "teacher=ema")
+    assert done.status == 0, done.err
+    arms = json.loads(next(tmp_path.glob("outputs/*/*/result.json")).read_text())["arms"]
+    assert [entry["rule"] for entry in arms["teacher"]["omitted"]] == ["prior", "oracle"]
+
+
 def test_held_out_images_are_all_of_the_validation_split_and_shares_those_of_all_images():
     config = configured("data.omit=[3]")
     data = build.data(config)

@@ -11,6 +11,7 @@ from torch import nn
 from kd.distiller import Distiller
 from kd.errors import ConfigError
 from kd.losses.configure import build_objective
+from kd.nets.quantized import Quantized
 from kd.optim import constant
 from kd.taps import Tapped
 from kd.teachers import Ema, Ensemble, Frozen, NoTeacher, Virtual
@@ -261,3 +262,9 @@ def test_virtual(correct):
 def test_virtual_refuses_a_bad_probability_at_once(correct):
     with pytest.raises(ConfigError, match="`correct_probability`"):
         Virtual(CLASSES, correct)
+
+
+def test_the_average_of_a_quantised_network_is_refused():
+    network = Quantized(nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES)))
+    with pytest.raises(ConfigError, match="teacher=ema cannot average a quantised network"):
+        Ema(0.9).start(Tapped(network))
