@@ -16,7 +16,7 @@ from kd.schema import RunConfig
 
 RESULT, CONFIG = "result.json", "config.yaml"
 #: what may differ between two runs of the same experiment without changing what they find
-ELSEWHERE = ("store", "logger", "force", "debug")
+ELSEWHERE = ("store", "logger", "force", "debug", "latency")
 MAX_NAME = 100
 
 

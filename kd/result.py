@@ -31,8 +31,6 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
 def model_name(model: dict[str, Any]) -> str:
     """A network in a few words, its class and what differs from the class's defaults: `MLP(hidden=[800, 800])`."""
     name = str(model["_target_"]).rpartition(".")[2]
-    if isinstance(model.get("network"), dict):  # another network inside
-        return f"{name}({model_name(model['network'])})"
     defaults = {key: p.default for key, p in inspect.signature(get_object(model["_target_"])).parameters.items()}
     set_ones = {
         k: v
@@ -41,7 +39,12 @@ def model_name(model: dict[str, Any]) -> str:
     }
     if name.endswith("_model"):  # torchvision's or timm's, by name
         name = set_ones.pop("name")
+    inside = set_ones.pop("network", None)
+    if isinstance(inside, dict):  # a network around another one, which must be told sizes that the other has
+        set_ones = {k: v for k, v in set_ones.items() if defaults.get(k) is not inspect.Parameter.empty}
     arguments = [f"{key}={value}" for key, value in set_ones.items()]
+    if isinstance(inside, dict):
+        arguments.insert(0, model_name(inside))
     return f"{name}({', '.join(arguments)})" if arguments else name
 
 
@@ -55,7 +58,7 @@ def arm(
 ) -> dict[str, Any]:
     """One arm's block. `meta` is its store entry's; a network trained elsewhere has none, and null figures."""
     return {
-        "model": model_name(model),
+        "model": model_name(model) if len(teacher.networks) == 1 else f"{len(teacher.networks)} x {model_name(model)}",
         "params": sum(parameters(network) for network in teacher.networks),
         "macs": sum(macs(network, data.image_shape) for network in teacher.networks),
         "size_bytes": sum(size_bytes(network) for network in teacher.networks),

@@ -9,8 +9,8 @@ from torch import nn
 
 from kd import build
 from kd.nets.pruned import Pruned
-from tests.commands import QUICK, Command
-from tests.test_arms import configured
+from kd.result import model_name
+from tests.commands import QUICK, Command, configured
 
 SMALL = ("student.network.width=[4,8,8]", "student.network.hidden=16", "model@teacher.model=resnet8")
 
@@ -64,3 +64,20 @@ def test_a_mistake_in_the_network_inside_is_told(command, argument, message):
     assert done.status == 2
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "name"),
+    [
+        (
+            {"_target_": "kd.nets.pruned.Pruned", "sparsity": 0.95, "ramp": 2000},
+            "Pruned(MLP(hidden=[4]), sparsity=0.95)",
+        ),
+        ({"_target_": "kd.nets.quantized.Quantized", "bits": 4}, "Quantized(MLP(hidden=[4]), bits=4)"),
+        ({"_target_": "kd.nets.quantized.Quantized", "bits": 8}, "Quantized(MLP(hidden=[4]))"),
+        ({"_target_": "kd.losses.simkd.ReusedClassifier", "layer": "fc"}, "ReusedClassifier(MLP(hidden=[4]))"),
+    ],
+)
+def test_a_name_says_how_a_network_is_compressed(wrapped, name):
+    inside = {"_target_": "kd.nets.mlp.MLP", "hidden": [4], "num_classes": 10, "image_shape": [1, 8, 8]}
+    assert model_name({**wrapped, "network": inside}) == name
