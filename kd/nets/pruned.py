@@ -19,7 +19,8 @@ class Pruned(nn.Module):
 
     Gradual magnitude pruning, Zhu and Gupta 2017 (1710.01878): every `every` training steps the smallest weights of
     each layer are masked, at step t the share `sparsity (1 - (1 - t / ramp)^3)`, until it is whole at step `ramp`. Then
-    the masks are fixed, and the rest of the training mends what is left. A masked weight gets no gradient.
+    the masks are fixed, and the rest of the training mends what is left. A masked weight gets no gradient. A step is
+    counted as a forward pass in train mode. What is stored are the dense weights and the masks: they belong together.
 
     In eval mode the sparsity is always the final one, also of a network whose ramp is not over: validation selects
     among networks as they would be deployed. Biases and norms are not pruned. Parameters and multiply-accumulates are
