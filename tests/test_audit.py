@@ -445,6 +445,51 @@ def test_a_comparison_with_other_runs_finds_them_among_the_folders_or_says_what_
     assert "higher_than_1: no the student's accuracy under method.temperature=1 for seeds 0, 1, 2, 3, 4, 5" in said
 
 
+def test_runs_that_others_are_compared_with_change_no_verdict(here, capsys):
+    given = [SMALL_T, "seeds=6", "controls=true"]
+    write_all(given, lambda kind, seed: of_temperatures("main" if kind in CONTROLS else kind, seed))
+    assert main(given) == 0
+    (alone,) = Path("outputs").glob("*/audit-*/audit.json")
+    by_request = audited(alone)["comparisons"]
+    alone.unlink()
+    capsys.readouterr()
+    assert main(["outputs"]) == 0
+    found = {content["settings"]["teacher"]: content for content in map(audited, Path("outputs").glob("*/audit-*/*"))}
+    assert set(found) == {"trained", "self"}  # self-KD is a configuration like others
+    for name, one in found["trained"]["comparisons"].items():
+        assert {**one, "p_holm": 0, "judged_together": 0} == {
+            **by_request[name],
+            "p_holm": 0,
+            "judged_together": 0,
+            "verdict": one["verdict"],
+        }
+        assert one["judged_together"] == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Here only to be compared with, without an audit of their own: the runs of method.temperature=20; "
+        "the runs of method.temperature=1; the control runs of label smoothing; the control runs of an untrained "
+        "teacher."
+    ) in said
+
+
+def test_an_audit_of_a_family_has_a_place_of_its_own(here):
+    for temperature in (8, 9):
+        given = ["experiment=mnist_hinton", "seeds=6", f"method.temperature={temperature}"]
+        write_all(given, better)
+        assert main(given) == 0
+    assert main(["outputs"]) == 0
+    found = [audited(path)["comparisons"]["helps"] for path in Path("outputs").glob("*/audit-*/audit.json")]
+    assert sorted(one["judged_together"] for one in found) == [1, 1, 2, 2]
+
+
+def test_a_versus_that_chooses_a_group_is_found_among_folders(here):
+    write_all(["experiment=cifar_fitnets", "seeds=2", "data.train_limit=500"], lambda kind, seed: better("", seed))
+    assert main(["outputs"]) == 0
+    content = audited()  # the only one
+    assert content["settings"]["method"] == "fitnets"
+    assert [one["n"] for one in content["comparisons"].values()] == [2] * len(content["comparisons"])
+
+
 def test_what_cannot_be_pooled_is_said(here, capsys):
     jobs = plan(parse(["experiment=mnist_kd", "seeds=2"])).main
     first = write_run(Path("outputs/a"), jobs[0], better("main", 0))

@@ -57,7 +57,7 @@ def main(given: list[str]) -> int:
     else:
         found = [gather(request, plan(request), lambda line: _say(console, line))]
     for evidence, content in zip(found, audits(found), strict=True):
-        path = request.out or default_path(evidence)
+        path = request.out or default_path(evidence, found)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         show(content, console)

@@ -78,9 +78,14 @@ def _content(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def default_path(evidence: Evidence) -> Path:
-    """outputs/<experiment>/audit-<hash>/audit.json; the hash is of the settings, the seeds and the controls."""
-    content = [without_aside(evidence.settings), evidence.seeds, evidence.controls is not None]
+def default_path(evidence: Evidence, found: Sequence[Evidence]) -> Path:
+    """outputs/<experiment>/audit-<hash>/audit.json.
+
+    The hash is of the settings, the seeds, the controls, and what of the same experiment is judged together with it.
+    """
+    content: list[Any] = [without_aside(evidence.settings), evidence.seeds, evidence.controls is not None]
+    family = [[without_aside(one.settings), one.seeds] for one in found if one.experiment == evidence.experiment]
+    content += [family] if len(family) > 1 else []
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return Path("outputs") / evidence.experiment / f"audit-{digest}" / "audit.json"
 

@@ -35,6 +35,11 @@ def key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def below(override: str) -> str:
+    """The key below which an override that chooses a group sets things: model@student=mlp does so below student."""
+    return key(override).rpartition("@")[2].replace("/", ".")
+
+
 def parse(given: list[str]) -> Request:
     """Read the command's arguments. Raises `ConfigError` for what no audit can mean; overrides are checked later."""
     settings = {name: [a.partition("=")[2] for a in given if a.startswith(f"{name}=")] for name in OWN}

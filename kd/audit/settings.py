@@ -1,5 +1,6 @@
 """A run's settings beside its experiment's own: what was changed, and what was made shorter."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import HydraException
@@ -16,11 +17,11 @@ ASIDE = (*ELSEWHERE, "seed", "data.root", "claim")
 LENGTHS = ("trainer.max_epochs", "teacher.max_epochs", "method.initial.epochs", "data.train_limit", "data.test_limit")
 
 
-def own_settings(experiment: str) -> Settings | None:
+def own_settings(experiment: str, overrides: Sequence[str] = ()) -> Settings | None:
     """The settings of conf/experiment/NAME.yaml as it stands; None if there is no such experiment here."""
     try:
         # not checked: an experiment may leave something to the user, a checkpoint's path say
-        own = OmegaConf.to_container(compose([f"experiment={experiment}"]), resolve=True)
+        own = OmegaConf.to_container(compose([f"experiment={experiment}", *overrides]), resolve=True)
     except (HydraException, OmegaConfBaseException):
         return None
     assert isinstance(own, dict)
