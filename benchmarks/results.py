@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE, README = ROOT / "results", ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NOT_YET = "not yet run at full length"
-SCHEMA = 1
+SCHEMA = 2
 
 Content = dict[str, Any]  # of an audit.json
 Row = list[str]
@@ -92,7 +92,7 @@ def _measured(content: Content) -> Row:
         _by_arm([(arm, metric, words.spread(metric, one)) for arm, metric, one in measured]),
         str(max(one["n"] for one in comparisons.values())),
         "<br>".join(f"{names[name]}{text}" for name, text in statistics.items()),
-        "<br>".join(f"{names[name]}{one['verdict']}" for name, one in comparisons.items()),
+        "<br>".join(f"{names[name]}{words.verdict(one)}" for name, one in comparisons.items()),
         content["device"] or "-",
         f"`{content['command']}`",
     ]
@@ -163,7 +163,7 @@ def section(content: Content) -> list[str]:
             f"{name}: {one['statement']}",
             words.sides(one),
             *statistics(one),
-            one["verdict"],
+            words.verdict(one),
         ]
         for name, one in content["comparisons"].items()
     ]
@@ -185,14 +185,15 @@ def statistics(one: Content) -> Row:
 
 def controls(block: Content) -> list[str]:
     """The controls' table, and in words whether the gain exceeds them."""
-    body = [["student - baseline", "the gain", "", *statistics(block["gain"]), block["gain"]["verdict"]]]
+    body = [["student - baseline", "the gain", "", *statistics(block["gain"]), words.verdict(block["gain"])]]
     for name, one in block["found"].items():
         accuracy = words.spread("accuracy", one["accuracy"])
         for label, side in ((f"{name} - baseline", "minus_baseline"), (f"student - {name}", "student_minus")):
-            body.append([label, one["what"], accuracy, *statistics(one[side]), one[side]["verdict"]])
+            body.append([label, one["what"], accuracy, *statistics(one[side]), words.verdict(one[side])])
     heads = ["control", "what it is", "its accuracy", "n", "difference in points", "95% interval", "p", "verdict"]
     left_out = [f"Left out, {name}: {why}." for name, why in block["skipped"].items()]
-    return [*table(heads, body), "", f"{block['words'][0].upper()}{block['words'][1:]}.", *left_out]
+    said = words.in_setup(block["setup"], block["words"])
+    return [*table(heads, body), "", f"{said[0].upper()}{said[1:]}.", *left_out]
 
 
 def by_seed(content: Content) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 
 from kd.audit.__main__ import main
 from kd.audit.evidence import CONTROLS
+from kd.audit.judge import ITSELF
 from kd.audit.request import parse
 from kd.audit.runs import plan
 from kd.errors import ConfigError, DataError
@@ -148,7 +149,8 @@ def test_a_shortened_audit_says_so_wherever_it_speaks(here, capsys):
     assert content["shortened"]["trainer.max_epochs"] == {"own": 40, "here": 3}
     assert content["shortened"]["teacher.max_epochs"]["here"] == 9
     assert content["shortened"]["data.train_limit"] == {"own": None, "here": 500}
-    assert content["comparisons"]["helps"]["verdict"] == "on this shortened setup: supported"
+    helps = content["comparisons"]["helps"]
+    assert (helps["setup"], helps["verdict"]) == ("on this shortened setup", "supported")
     assert "trainer.max_epochs=3" in content["overrides"]
     said = " ".join(capsys.readouterr().out.split())
     assert "shortened: trainer.max_epochs 3 of 40" in said
@@ -161,15 +163,77 @@ def test_debug_smoke_is_shortened_and_other_settings_are_not(here):
 
     own = own_settings("mnist_hinton")
     for override, expected in (
-        ("debug=smoke", {"trainer.max_epochs", "teacher.max_epochs", "data.train_limit", "data.test_limit"}),
+        (
+            "debug=smoke",
+            {"trainer.max_epochs", "teacher.max_epochs", "data.train_limit", "data.test_limit", "data.val"},
+        ),
         ("trainer.max_epochs=400", set()),
         ("method.temperature=8", set()),
+        ("data.test_limit=500", {"data.test_limit"}),
+        ("data.val=9000", {"data.val"}),
         ("logger=csv", set()),
     ):
         here = asdict(plan(parse(["experiment=mnist_hinton", "seeds=1", override])).main[0].config)
         assert set(shortened(own, here) or {}) - {"teacher.max_epochs"} == expected - {"teacher.max_epochs"}, override
+    here["latency"] = False
     assert changes(own, here) == []
     assert own_settings("no_such_experiment") is None
+
+
+def test_a_verdict_names_the_setup_that_it_speaks_of(here, capsys):
+    for override, setup in (
+        ("method.temperature=8", "with method.temperature=8"),
+        ("trainer.max_epochs=400", "with trainer.max_epochs=400"),
+        ("trainer.precision=bf16-mixed", None),
+        ("latency=false", None),
+        ("teacher.seed=7", None),
+    ):
+        given = ["experiment=mnist_hinton", "seeds=6", override]
+        write_all(given, better)
+        assert main([*given, "out=audit.json"]) == 0
+        content = audited(Path("audit.json"))
+        assert [content["setup"], content["comparisons"]["helps"]["setup"]] == [setup, setup]
+        assert content["comparisons"]["helps"]["verdict"] == "supported"
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"helps (student - baseline, accuracy): {setup + ': ' if setup else ''}supported" in said
+        assert (f"Other than the experiment's own: {override}" in said) == (override != "latency=false")
+
+
+def test_many_other_settings_are_counted_and_come_after_what_is_shorter():
+    from kd.audit.settings import setup
+
+    own = {"data": {"val": 0.1}, "method": {"a": 1, "b": None, "c": [1], "d": 0.5, "e": True}, "trainer": {}}
+    here = {"data": {"val": 0.2}, "method": {"a": 2.0, "b": [3, None], "c": "x", "d": 0.25, "e": False}}
+    assert setup(own, here) == "on this shortened setup with method.a=2, method.b=[3,null], method.c=x and 2 more"
+    assert setup(own, own) is None
+    assert setup({"data": {"val": 5000}}, {"data": {"val": 10}}) == "with data.val=10"
+
+
+def test_a_run_is_not_compared_with_itself(here, capsys):
+    given = [SMALL_T, "seeds=6", "method.temperature=20"]
+    write_all(given, lambda kind, seed: better("main", seed) | {"student": 140 if kind == "main" else 100 + seed})
+    assert main(given) == 0
+    by_request = audited()["comparisons"]
+    for path in Path("outputs").glob("*/audit-*/audit.json"):
+        path.unlink()
+    capsys.readouterr()
+    assert main(["outputs"]) == 0
+    found = {
+        content["settings"]["temperature"]: content for content in map(audited, Path("outputs").glob("*/audit-*/*"))
+    }
+    for comparisons in (by_request, found[20]["comparisons"]):
+        itself, other = comparisons["lower_than_20"], comparisons["higher_than_1"]
+        assert (itself["verdict"], itself["missing"]) == (f"not judged: {ITSELF}", ITSELF)
+        assert (itself["n"], itself["p_holm"], itself["judged_together"]) == (0, None, 0)
+        assert (other["n"], other["verdict"]) == (6, "refuted")
+    assert "lower_than_20: this is the run itself" in capsys.readouterr().out
+
+
+def test_a_versus_that_changes_nothing_compares_arms_of_one_run(here):
+    given = [SMALL_T, "seeds=6", "claim.comparisons.helps.versus=['method.temperature=3']"]
+    write_all(given, lambda kind, seed: better("main", seed))
+    assert main(given) == 0
+    assert audited()["comparisons"]["helps"]["verdict"] == "supported"
 
 
 # --- controls ---------------------------------------------------------------------------------------------------------
@@ -404,8 +468,8 @@ def test_runs_of_different_settings_are_audits_of_their_own(here):
     assert sorted(content["settings"]["temperature"] for content in found) == [8, 9]
     assert [content["comparisons"]["helps"]["n"] for content in found] == [2, 2]
     assert {tuple(content["overrides"]) for content in found} == {
-        ("method.temperature=8.0",),
-        ("method.temperature=9.0",),
+        ("method.temperature=8",),
+        ("method.temperature=9",),
     }
     with pytest.raises(ConfigError, match="2 configurations"):
         main(["outputs", "out=one.json"])
@@ -564,6 +628,7 @@ def test_a_real_audit_says_what_its_runs_say(real):
         assert difference == pytest.approx(accuracy["student"] - accuracy["baseline"])
     assert content["arms"]["teacher"]["accuracy"]["one_network"]
     assert set(content["shortened"]) == {"trainer.max_epochs", "data.train_limit"}
-    assert content["comparisons"]["helps"]["verdict"] == "on this shortened setup: too few seeds: 2 of 6"
+    assert content["setup"] == "on this shortened setup"
+    assert content["comparisons"]["helps"]["verdict"] == "too few seeds: 2 of 6"
     assert content["device"] in said
     assert str(path.relative_to(folder)) in said

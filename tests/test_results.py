@@ -117,6 +117,6 @@ def test_the_table_goes_between_the_markers_only():
 
 
 def test_what_is_no_audit_is_refused(tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps({"schema": 2}))
-    with pytest.raises(SystemExit, match="no audit of schema 1"):
+    (tmp_path / "x.json").write_text(json.dumps({"schema": 1}))
+    with pytest.raises(SystemExit, match="no audit of schema 2"):
         audits(tmp_path)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from kd import claims
 from kd.audit.request import parse
 from kd.audit.runs import Job, plan
-from kd.folder import config_hash
+from kd.folder import config_hash, find_finished
 
 IMAGES = 10_000
 
@@ -59,7 +59,8 @@ def write_all(given: list[str], errors: Callable[[str, int], dict[str, int]]) ->
     groups = {"main": planned.main, **{" ".join(v): jobs for v, jobs in planned.versus.items()}, **planned.controls}
     for kind, jobs in groups.items():
         for seed, job in jobs.items():
-            write_run(Path("outputs") / job.config.experiment, job, errors(kind, seed))
+            if find_finished(job.config) is None:  # of two parts that need the same run, the first has it
+                write_run(Path("outputs") / job.config.experiment, job, errors(kind, seed))
 
 
 def better(kind: str, seed: int) -> dict[str, int]:

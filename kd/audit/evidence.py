@@ -37,6 +37,7 @@ class Evidence:
     comparisons: dict[str, ComparisonConfig]
     runs: dict[int, Run] = field(default_factory=dict)
     versus: dict[tuple[str, ...], dict[int, Run]] = field(default_factory=dict)
+    itself: set[tuple[str, ...]] = field(default_factory=set)  # those of `versus` that are these very runs
     controls: dict[str, dict[int, Run]] | None = None  # None: not asked for
     same_as_student: list[str] = field(default_factory=list)  # controls that are what the experiment does
     failed: list[Failure] = field(default_factory=list)

@@ -44,6 +44,7 @@ def collect(request: Request) -> list[Evidence]:
             comparisons=_comparisons(first),
             runs=dict(sorted(runs.items())),
             versus={overrides: groups[other] if other else {} for overrides, other in versus[name].items()},
+            itself={overrides for overrides, other in versus[name].items() if other == name},
             notes=[*notes],
         )
         if evidence.own is None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from kd import claims
 from kd.audit.evidence import CONTROLS, Evidence
-from kd.audit.settings import changes, in_short, shortened, without_aside
+from kd.audit.settings import changes, in_short, setup, shortened, without_aside
 from kd.report.read import Run
 from kd.schema import ComparisonConfig
 from kd.statistics import DIGITS, HEADLINE_SEEDS, MIN_SEEDS, holm, seeds_needed, sign_flip_p, summary, verdict
 
-SCHEMA = 1
-SHORTENED = "on this shortened setup: "
+SCHEMA = 2
+ITSELF = "this is the run itself"
 Values = dict[int, float]  # by seed
 
 
@@ -28,22 +28,23 @@ def audits(found: Sequence[Evidence]) -> list[dict[str, Any]]:
     contents = [_content(one) for one in found]
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for content in contents:
-        for name in content["comparisons"]:
-            families.setdefault((content["experiment"], name), []).append(content)
-    for (_, name), together in families.items():
-        _judge([(content["comparisons"][name], SHORTENED if content["shortened"] else "") for content in together])
+        for name, one in content["comparisons"].items():
+            if one["missing"] != ITSELF:
+                families.setdefault((content["experiment"], name), []).append(one)
+    for together in families.values():
+        _judge(together)
     for content in contents:
-        content["notes"] += _power(content["comparisons"].values())
+        content["notes"] += _power([one for one in content["comparisons"].values() if one["missing"] != ITSELF])
     return contents
 
 
-def _judge(blocks: list[tuple[dict[str, Any], str]]) -> None:
+def _judge(blocks: list[dict[str, Any]]) -> None:
     """Give the same comparison of one or more configurations its adjusted p value and its verdict."""
-    adjusted = holm([1.0 if one["p"] is None else one["p"] for one, _ in blocks])
-    for (one, prefix), p in zip(blocks, adjusted, strict=True):
+    adjusted = holm([1.0 if one["p"] is None else one["p"] for one in blocks])
+    for one, p in zip(blocks, adjusted, strict=True):
         one["judged_together"] = len(blocks)
         one["p_holm"] = None if one["p"] is None else p
-        one["verdict"] = prefix + verdict(one["n"], one["low"], one["high"], one["p_holm"])
+        one["verdict"] = verdict(one["n"], one["low"], one["high"], one["p_holm"])
 
 
 def _content(evidence: Evidence) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _content(evidence: Evidence) -> dict[str, Any]:
     """
     runs = evidence.runs
     claim = next((run.claim for run in runs.values() if run.claim), None)
-    shorter = shortened(evidence.own, evidence.settings) if evidence.own else None
+    other = setup(evidence.own, evidence.settings) if evidence.own else None
     groups = [runs, *evidence.versus.values(), *(evidence.controls or {}).values()]
     every = [run.content for group in groups for run in group.values()]
     arms = _arms(evidence, claim)
@@ -65,14 +66,15 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "claim": claim and {name: claim.get(name) for name in ("source", "statement", "method")},
         "settings": in_short(evidence.settings),
         "overrides": changes(evidence.own, evidence.settings) if evidence.own else [],
-        "shortened": shorter,
+        "shortened": shortened(evidence.own, evidence.settings) if evidence.own else None,
+        "setup": other,
         "seeds": evidence.seeds,
         "device": " + ".join(_distinct(content["device"] for content in every)) or None,
         "versions": _versions(every),
         "git": " + ".join(_distinct(content["git"] for content in every if content.get("git"))) or None,
         "arms": arms,
-        "comparisons": {name: _compare(evidence, one) for name, one in evidence.comparisons.items()},
-        "controls": _controls(evidence, SHORTENED if shorter else ""),
+        "comparisons": {name: _compare(evidence, one, other) for name, one in evidence.comparisons.items()},
+        "controls": _controls(evidence, other),
         "failed": [asdict(failure) for failure in evidence.failed],
         "notes": [*evidence.notes, *_of_one_network(arms)],
     }
@@ -134,9 +136,9 @@ def _of_one_network(arms: dict[str, Any]) -> list[str]:
     ]
 
 
-def _power(comparisons: Iterable[dict[str, Any]]) -> list[str]:
+def _power(comparisons: Sequence[dict[str, Any]]) -> list[str]:
     """What so many seeds are too few for, though they are enough for a verdict."""
-    n, together = max((one["n"], one["judged_together"]) for one in comparisons)
+    n, together = max(((one["n"], one["judged_together"]) for one in comparisons), default=(0, 0))
     if MIN_SEEDS <= n < (needed := seeds_needed(together)):
         return [
             f"{together} configurations are judged together: with {n} seeds none can be supported; {needed} seeds can."
@@ -146,10 +148,14 @@ def _power(comparisons: Iterable[dict[str, Any]]) -> list[str]:
     return []
 
 
-def _compare(evidence: Evidence, one: ComparisonConfig) -> dict[str, Any]:
+def _compare(evidence: Evidence, one: ComparisonConfig, other: str | None) -> dict[str, Any]:
+    """A comparison before it is judged; one that would subtract every run's number from itself is not."""
+    if tuple(one.versus) in evidence.itself and one.arm == one.minus:
+        nothing = {**_paired({}, {}), "p_holm": None, "judged_together": 0}
+        return {**asdict(one), "setup": other, **nothing, "missing": ITSELF, "verdict": f"not judged: {ITSELF}"}
     others = evidence.versus.get(tuple(one.versus), {}) if one.versus else evidence.runs
     left, right = measured(evidence.runs, one.arm, one.metric), measured(others, one.minus, one.metric)
-    return {**asdict(one), **_paired(left, right), "missing": _missing(evidence, one, left, right)}
+    return {**asdict(one), "setup": other, **_paired(left, right), "missing": _missing(evidence, one, left, right)}
 
 
 def _missing(evidence: Evidence, one: ComparisonConfig, left: Values, right: Values) -> str | None:
@@ -169,12 +175,12 @@ def _paired(left: Values, right: Values) -> dict[str, Any]:
     return {"differences": _by_seed(differences), **asdict(summary(list(differences.values()))), "p": p}
 
 
-def _controls(evidence: Evidence, prefix: str) -> dict[str, Any] | None:
+def _controls(evidence: Evidence, other: str | None) -> dict[str, Any] | None:
     """Each control against the plain baseline and against the distilled student; null if none were asked for."""
     if evidence.controls is None:
         return None
     baseline, student = (measured(evidence.runs, arm, "accuracy") for arm in ("baseline", "student"))
-    gain = _judged(student, baseline, prefix)
+    gain = _judged(student, baseline, other)
     found: dict[str, Any] = {}
     for name, runs in evidence.controls.items():
         arm, what = CONTROLS[name]
@@ -182,35 +188,35 @@ def _controls(evidence: Evidence, prefix: str) -> dict[str, Any] | None:
         found[name] = {
             "what": what,
             "accuracy": _spread(runs, arm, control),
-            "minus_baseline": _judged(control, baseline, prefix),
-            "student_minus": _judged(student, control, prefix),
+            "minus_baseline": _judged(control, baseline, other),
+            "student_minus": _judged(student, control, other),
         }
-    words = _exceeds(gain, {name: one["student_minus"] for name, one in found.items()}, prefix)
+    words = _exceeds(gain, {name: one["student_minus"] for name, one in found.items()})
     skipped = dict.fromkeys(evidence.same_as_student, "this is what the experiment itself does")
-    return {"metric": "accuracy", "gain": gain, "found": found, "skipped": skipped, "words": words}
+    return {"metric": "accuracy", "setup": other, "gain": gain, "found": found, "skipped": skipped, "words": words}
 
 
-def _judged(left: Values, right: Values, prefix: str) -> dict[str, Any]:
+def _judged(left: Values, right: Values, other: str | None) -> dict[str, Any]:
     paired = _paired(left, right)
-    return {**paired, "verdict": prefix + verdict(*(paired[name] for name in ("n", "low", "high", "p")))}
+    return {"setup": other, **paired, "verdict": verdict(*(paired[name] for name in ("n", "low", "high", "p")))}
 
 
-def _exceeds(gain: dict[str, Any], over: dict[str, dict[str, Any]], prefix: str) -> str:
+def _exceeds(gain: dict[str, Any], over: dict[str, dict[str, Any]]) -> str:
     """Whether the student's gain is more than what the controls reach without the teacher's knowledge."""
-    outcome = {name: one["verdict"].removeprefix(prefix) for name, one in over.items()}
+    outcome = {name: one["verdict"] for name, one in over.items()}
     if gain["n"] < MIN_SEEDS or any(one["n"] < MIN_SEEDS for one in over.values()):
-        return f"{prefix}too few seeds to say whether the gain exceeds the controls"
-    if gain["verdict"].removeprefix(prefix) != "supported":
-        return f"{prefix}no gain over the baseline is established, so there is none that a control would explain"
+        return "too few seeds to say whether the gain exceeds the controls"
+    if gain["verdict"] != "supported":
+        return "no gain over the baseline is established, so there is none that a control would explain"
     if not over:
-        return f"{prefix}the experiment is its own control; there is no other"
+        return "the experiment is its own control; there is no other"
     beaten = [name for name in outcome if outcome[name] == "supported"]
     level = [name for name in outcome if outcome[name] == "inconclusive"]
     behind = [name for name in outcome if outcome[name] == "refuted"]
     parts = [f"exceeds {_listed(beaten)}"] if beaten else []
     parts += [f"is not shown to exceed {_listed(level)}"] if level else []
     parts += [f"is below that of {_listed(behind)}"] if behind else []
-    return f"{prefix}the student's gain {', '.join(parts)}"
+    return f"the student's gain {', '.join(parts)}"
 
 
 def _listed(names: list[str]) -> str:

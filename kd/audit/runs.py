@@ -15,7 +15,7 @@ from pathlib import Path
 from kd import claims
 from kd.audit.evidence import CONTROLS, SMOOTHING, Evidence, Failure
 from kd.audit.request import PREFIX, Request, key
-from kd.audit.settings import own_settings
+from kd.audit.settings import own_settings, without_aside
 from kd.cli import compose
 from kd.errors import ConfigError, DataError, UserError
 from kd.folder import config_hash, find_finished
@@ -91,6 +91,11 @@ def gather(request: Request, planned: Planned, say: Callable[[str], None]) -> Ev
         controls={} if request.controls else None,
         same_as_student=planned.same_as_student,
     )
+    evidence.itself = {
+        overrides
+        for overrides, group in planned.versus.items()
+        if without_aside(asdict(group[request.seeds[0]].config)) == without_aside(evidence.settings)
+    }
     jobs = planned.jobs()
     missing = [job for job in jobs if find_finished(job.config) is None]
     say(f"{config.experiment}: {len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")

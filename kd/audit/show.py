@@ -17,6 +17,8 @@ def show(content: Content, console: Console) -> None:
     seeds = len(content["seeds"])
     title = f"{content['experiment']}, {seeds} seed{'s' * (seeds > 1)}, {content['device'] or 'nothing measured'}{mark}"
     console.print(_arms(content, title))
+    if content["overrides"]:
+        console.print(words.overrides(content), highlight=False, markup=False, soft_wrap=True)
     console.print(_seeds(content))
     console.print(_comparisons(content))
     if content["controls"]:
@@ -54,18 +56,17 @@ def _comparisons(content: Content) -> Table:
     """Per comparison its statistics and verdict."""
     p = "p (Holm)" if any(one["judged_together"] > 1 for one in content["comparisons"].values()) else "p"
     rows = [
-        [name, *_statistics(one | {"p": one["p_holm"]}), words.short_verdict(one)]
-        for name, one in content["comparisons"].items()
+        [name, *_statistics(one | {"p": one["p_holm"]}), one["verdict"]] for name, one in content["comparisons"].items()
     ]
     return _table("Differences in points, paired by seed", ["", "n", "mean ± sd", "95% interval", p, "verdict"], rows)
 
 
 def _controls(controls: Content) -> Table:
     """Each control against the baseline, and the student against each control."""
-    rows = [["student - baseline", *_statistics(controls["gain"]), words.short_verdict(controls["gain"])]]
+    rows = [["student - baseline", *_statistics(controls["gain"]), controls["gain"]["verdict"]]]
     for name, one in controls["found"].items():
         for label, side in ((f"{name} - baseline", "minus_baseline"), (f"student - {name}", "student_minus")):
-            rows.append([label, *_statistics(one[side]), words.short_verdict(one[side])])
+            rows.append([label, *_statistics(one[side]), one[side]["verdict"]])
     heads = ["", "n", "mean ± sd", "95% interval", "p", "verdict"]
     return _table("Controls: differences in test accuracy, in points", heads, rows)
 
@@ -77,12 +78,12 @@ def _statistics(one: Content) -> list[str]:
 def _lines(content: Content) -> list[str]:
     """The outcome in sentences."""
     lines = [
-        f"{name} ({words.sides(one)}): {one['verdict']} ({one['statement']})"
+        f"{name} ({words.sides(one)}): {words.verdict(one)} ({one['statement']})"
         for name, one in content["comparisons"].items()
     ]
     lines += [f"{name}: {one['missing']}" for name, one in content["comparisons"].items() if one["missing"]]
     if controls := content["controls"]:
-        lines.append(f"controls: {controls['words']}")
+        lines.append(f"controls: {words.in_setup(controls['setup'], controls['words'])}")
         lines += [f"control {name} left out: {why}" for name, why in controls["skipped"].items()]
     if claim := content["claim"]:
         lines.append(f"Published: {claim['statement']} ({claim['source']}).")

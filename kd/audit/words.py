@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kd.audit.settings import VAL
 from kd.claims import SHARES
 
 Block = dict[str, Any]
@@ -50,9 +51,13 @@ def points(number: float | None) -> str:
     return "-" if number is None else f"{100 * number:+.2f}"
 
 
-def short_verdict(block: Block) -> str:
-    """A verdict without the words of a shortened audit, for tables whose title says so."""
-    return str(block["verdict"]).rpartition("setup: ")[2]
+def verdict(block: Block) -> str:
+    """A verdict, and before it the setup that it speaks of where that is not the experiment's own."""
+    return in_setup(block["setup"], str(block["verdict"]))
+
+
+def in_setup(setup: str | None, text: str) -> str:
+    return f"{setup}: {text}" if setup else text
 
 
 def p_value(p: float | None) -> str:
@@ -60,11 +65,17 @@ def p_value(p: float | None) -> str:
 
 
 def shortened(block: Block | None) -> str:
-    """What was made shorter: `trainer.max_epochs 2 of 60, data.train_limit 192 of all`."""
+    """What was made shorter: `trainer.max_epochs 2 of 60`, `data.val 9000 instead of 5000`."""
     parts = [
-        f"{key} {one['here']} of {'all' if one['own'] is None else one['own']}" for key, one in (block or {}).items()
+        f"{key} {one['here']} {'instead of' if key == VAL else 'of'} {'all' if one['own'] is None else one['own']}"
+        for key, one in (block or {}).items()
     ]
     return ", ".join(parts)
+
+
+def overrides(content: Block) -> str:
+    """How the runs' settings differ from the experiment's own."""
+    return f"Other than the experiment's own: {' '.join(content['overrides'])}"
 
 
 def sides(comparison: Block) -> str:
