@@ -162,6 +162,8 @@ def test_a_delivered_student_can_be_the_next_teacher(command):
         **result(first)["arms"]["student"]["test"],
         "agreement_with_teacher": None,
         "kl_to_teacher": None,
+        "teacher_mistakes": None,
+        "agreement_on_teacher_mistakes": None,
     }
     assert found["arms"]["teacher"]["train_s"] is None
 
