@@ -67,7 +67,9 @@ def messages(given: list[str]) -> Iterator[None]:
     except BrokenPipeError:  # the reader, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError, AssertionError) as error:
+        if isinstance(error, AssertionError) and not _of_hydra(error):
+            raise
         if any(argument.lower() == "debug=true" for argument in given):
             traceback.print_exc()
         print(f"Error: {message(error, given)}", file=sys.stderr)
@@ -79,7 +81,10 @@ def compose(given: list[str]) -> DictConfig:
     register_schema()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose("run", overrides=arguments(given), return_hydra_config=True)
+        try:
+            config = hydra.compose("run", overrides=arguments(given), return_hydra_config=True)
+        except AssertionError as error:  # of OmegaConf, for a value where it has none of that kind
+            raise ConfigError(message(error, given)) from error
     HydraConfig.instance().set_config(config)  # for what the configuration takes from `hydra:`
     with open_dict(config):
         del config["hydra"]
@@ -144,9 +149,18 @@ def message(error: Exception, given: list[str]) -> str:
     if isinstance(error, OSError):
         where = f" {error.filename!r}" if error.filename else ""
         return f"Cannot use{where}: {error.strerror or error}. Choose another folder (hydra.run.dir, store.root)."
+    if isinstance(error, AssertionError):
+        overrides = " ".join(argument for argument in given if _is_override(argument))
+        return f"These settings do not fit together: {overrides} ({text}). Is one below a group without such a setting?"
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines) + (f": {cause}" if cause and cause not in text else "")
+
+
+def _of_hydra(error: AssertionError) -> bool:
+    """Whether Hydra or OmegaConf stumbled, over what was typed then; every other assertion is a mistake of ours."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf")
 
 
 def _unknown_choice(text: str) -> str:

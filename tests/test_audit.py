@@ -283,6 +283,17 @@ def test_controls_of_few_seeds_or_without_a_gain_say_only_that(here):
     assert "no gain over the baseline" in audited(Path("none.json"))["controls"]["words"]
 
 
+def test_what_a_comparison_chooses_anew_replaces_what_the_audit_sets_below_it():
+    given = ["experiment=cifar_fitnets", "method.initial.epochs=1", "student.width=8", "trainer.max_epochs=3"]
+    versus = ["'method=kd'", "'model@student=cnn3'"]
+    given.append(f"claim.comparisons.above_kd.versus=[{','.join(versus)}]")
+    planned = plan(parse([*given, "seeds=1"]))
+    other = planned.versus["method=kd", "model@student=cnn3"][0]
+    assert planned.main[0].config.method.initial.epochs == 1
+    assert (other.config.method.name, other.config.method.initial, other.config.trainer.max_epochs) == ("kd", None, 3)
+    assert not {"method.initial.epochs=1", "student.width=8"} & set(other.overrides)
+
+
 def test_controls_have_teachers_of_their_own():
     planned = plan(parse(["experiment=mnist_hinton", "seeds=1", "controls=true", "teacher=ensemble", "teacher.size=2"]))
     random, own = planned.controls["random teacher"][0].config.teacher, planned.controls["self-KD"][0].config.teacher
@@ -419,6 +430,7 @@ def test_bad_input_is_refused_before_anything_runs(here, given, words):
         (["experiment=mnist_kd", "method.temprature=3"], ["'method.temprature'", "Did you mean"]),
         (["experiment=mnist_kd", "method.temperature=1,2"], ["method.temperature"]),
         (["experiment=mnist_kd", "seeds=six"], ["`seeds`"]),
+        (["experiment=mnist_kd", "method.initial.epochs=1"], ["do not fit together", "method.initial.epochs=1"]),
     ],
     ids=lambda value: value[-1],
 )

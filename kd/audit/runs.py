@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kd import claims
 from kd.audit.evidence import CONTROLS, SMOOTHING, Evidence, Failure
-from kd.audit.request import PREFIX, Request, key
+from kd.audit.request import PREFIX, Request, below, key
 from kd.audit.settings import own_settings, without_aside
 from kd.cli import compose
 from kd.errors import ConfigError, DataError, UserError
@@ -24,6 +24,8 @@ from kd.schema import TEACHERS, ComparisonConfig, RunConfig, check
 
 #: kinds of teacher that leave a run without a teacher's arm
 NO_TEACHER = ("none", "virtual", "ema")
+#: settings that go with a kind of teacher
+OF_KIND = ("teacher.kind", *(f"teacher.{s}" for s in ("path", *(s for names in TEACHERS.values() for s in names))))
 #: overrides about the teacher that say nothing about its recipe
 KEPT = ("teacher.seed", "teacher.cache")
 
@@ -117,9 +119,8 @@ def gather(request: Request, planned: Planned, say: Callable[[str], None]) -> Ev
 
 
 def _jobs(base: list[str], more: list[str], seeds: list[int]) -> dict[int, Job]:
-    """One run per seed. An override in `more` takes the place of one of the same key."""
-    taken = {key(override) for override in more}
-    overrides = [*(override for override in base if key(override) not in taken), *more]
+    """One run per seed. An override in `more` takes the place of one of the same key, and of those below its choice."""
+    overrides = [*(override for override in base if not any(_replaces(other, override) for other in more)), *more]
     composed = compose(overrides)  # once, which takes longest
     jobs = {}
     for seed in seeds:
@@ -128,18 +129,26 @@ def _jobs(base: list[str], more: list[str], seeds: list[int]) -> dict[int, Job]:
     return jobs
 
 
+def _replaces(new: str, old: str) -> bool:
+    """Whether an override leaves no place for another: method=kd does not for method=fitnets nor method.initial.epochs.
+
+    What is said of a teacher holds for every kind of it, but for the settings that only some kinds have.
+    """
+    if key(new) == key(old):
+        return True
+    if key(new) == "teacher":
+        return key(old) in OF_KIND
+    return key(old).startswith(f"{below(new)}.")
+
+
 def _control(name: str, base: list[str], config: RunConfig) -> tuple[list[str], list[str]]:
     """The overrides that a control keeps, and those that make it. What an experiment sets for its teacher gives way."""
     if name == SMOOTHING:
         return base, ["baseline.label_smoothing=0.1"]
-    own_kind = ("", ".kind", ".path", *(f".{setting}" for settings in TEACHERS.values() for setting in settings))
     if name == "random teacher":
         # a teacher without a network of its own has the student's
         network = ["teacher.model=${student}"] if config.teacher.kind in ("self", *NO_TEACHER) else []
-        return [o for o in base if key(o).removeprefix("teacher") not in own_kind], [
-            "teacher=random",
-            *network,
-        ]
+        return base, ["teacher=random", *network]
     of_teacher = [o for o in base if key(o).startswith("teacher") or "@teacher" in key(o)]
     recipe = ["teacher.augment=null", "teacher.optim=null", "teacher.max_epochs=null", "teacher.label_smoothing=0.0"]
     return [o for o in base if o not in of_teacher or key(o) in KEPT], ["teacher=self", *recipe]
