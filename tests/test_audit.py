@@ -423,6 +423,15 @@ def test_bad_input_is_refused_before_anything_runs(here, given, words):
     assert not Path("outputs").exists()
 
 
+@pytest.mark.parametrize("out", ["file/audit.json", "/proc/audit.json"])
+def test_a_place_that_cannot_be_written_is_found_before_anything_runs(here, monkeypatch, out):
+    broken(monkeypatch, here, "touch started; exit 5")
+    (here / "file").touch()
+    with pytest.raises(ConfigError, match=f"Cannot write out={out}: .*Name a file elsewhere"):
+        main(["experiment=mnist_kd", "seeds=1", f"out={out}"])
+    assert not (here / "started").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -430,6 +439,7 @@ def test_bad_input_is_refused_before_anything_runs(here, given, words):
         (["experiment=mnist_kd", "method.temprature=3"], ["'method.temprature'", "Did you mean"]),
         (["experiment=mnist_kd", "method.temperature=1,2"], ["method.temperature"]),
         (["experiment=mnist_kd", "seeds=six"], ["`seeds`"]),
+        (["experiment=mnist_kd", "seeds=1", "controls=true", "student.hiden=8"], ["Did you mean 'student.hidden'"]),
         (["experiment=mnist_kd", "method.initial.epochs=1"], ["do not fit together", "method.initial.epochs=1"]),
     ],
     ids=lambda value: value[-1],

@@ -13,12 +13,14 @@ verdict; 10 make a headline. The configurations of a sweep are judged together: 
 import argparse
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 
 from kd.audit.found import collect
 from kd.audit.judge import audits, default_path
-from kd.audit.request import PREFIX, parse
+from kd.audit.request import PREFIX, of_runs, parse
 from kd.audit.runs import gather, plan
 from kd.audit.show import show
 from kd.cli import messages, preempted
@@ -55,7 +57,10 @@ def main(given: list[str]) -> int:
                 "room for one. Leave out= away, or give the folders of one configuration."
             )
     else:
-        found = [gather(request, plan(request), lambda line: _say(console, line))]
+        planned = plan(request)
+        if request.out:
+            _try_out(request.out)
+        found = [gather(request, planned, lambda line: _say(console, line))]
     for evidence, content in zip(found, audits(found), strict=True):
         path = request.out or default_path(evidence, found)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +68,16 @@ def main(given: list[str]) -> int:
         show(content, console)
         _say(console, f"audit: {path}")
     return FAILED if any(evidence.failed for evidence in found) else 0
+
+
+def _try_out(path: Path) -> None:
+    """Find out before anything trains whether the audit can be written there at the end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"Cannot write out={path}: {error.strerror or error}. Name a file elsewhere.") from error
 
 
 def _say(console: Console, line: str) -> None:
@@ -88,5 +103,5 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(given):
         _help().parse_args(["--help"])
     signal.signal(signal.SIGTERM, preempted)
-    with messages(given):
+    with messages(of_runs(given)):
         sys.exit(main(given))

@@ -74,7 +74,13 @@ def parse(given: list[str]) -> Request:
     )
 
 
-OWN = ("experiment", "seeds", "controls", "out")
+def of_runs(given: list[str]) -> list[str]:
+    """The arguments that say what each run is, and nothing about the audit."""
+    return [argument for argument in given if argument.partition("=")[0] not in AUDIT]
+
+
+AUDIT = ("seeds", "controls", "out")
+OWN = ("experiment", *AUDIT)
 
 
 def _seeds(text: str) -> list[int]:
