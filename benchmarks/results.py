@@ -7,12 +7,14 @@ Nothing of the two is written by hand; tests/test_results.py writes them again a
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kd import claims
 from kd.audit import words
 from kd.audit.request import PREFIX
+from kd.audit.settings import changes
 from kd.cli import compose, conf_dir
 from kd.schema import RunConfig, check
 from kd.statistics import HEADLINE_SEEDS, MIN_SEEDS
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE, README = ROOT / "results", ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NOT_YET = "not yet run at full length"
+OLDER = "of an older setup"
 SCHEMA = 2
 
 Content = dict[str, Any]  # of an audit.json
@@ -58,8 +61,16 @@ def rows(configs: dict[str, RunConfig], found: dict[str, list[Content]]) -> list
     for name in sorted({*configs, *found}):
         if all(content["shortened"] for content in found.get(name, [])):
             table.append(_unmeasured(name, configs.get(name)))
-        table += [_measured(content) for content in found.get(name, [])]
+        table += [_measured(content, configs.get(name)) for content in found.get(name, [])]
     return table
+
+
+def changed_since(content: Content, config: RunConfig | None) -> list[str]:
+    """The settings that the experiment has changed since this audit, which had not set them itself, as they are now."""
+    if config is None:
+        return []
+    own = {override.partition("=")[0] for override in content["overrides"]}
+    return [now for now in changes(content["configuration"], asdict(config)) if now.partition("=")[0] not in own]
 
 
 def _unmeasured(name: str, config: RunConfig | None) -> Row:
@@ -70,7 +81,7 @@ def _unmeasured(name: str, config: RunConfig | None) -> Row:
     return [link(name), _by_arm(cells), NOT_YET, "-", "-", "-", "-", f"`{PREFIX} experiment={name} seeds={MIN_SEEDS}`"]
 
 
-def _measured(content: Content) -> Row:
+def _measured(content: Content, config: RunConfig | None) -> Row:
     comparisons = content["comparisons"]
     cells = [(arm, metric, one) for arm, metrics in content["arms"].items() for metric, one in metrics.items()]
     # of a claim without a number, what its comparisons speak of
@@ -82,6 +93,8 @@ def _measured(content: Content) -> Row:
         label += f"<br>**shortened**: {words.shortened(content['shortened'])}"
     elif content["overrides"]:
         label += f"<br>with {', '.join(content['overrides'])}"
+    if changed_since(content, config):
+        label += f"<br>**{OLDER}**"
     names = {name: f"{name}: " if len(comparisons) > 1 else "" for name in comparisons}
     statistics = {
         name: f"{words.difference(one)} {words.difference_interval(one)}" for name, one in comparisons.items()
@@ -125,9 +138,10 @@ Written by `python -m benchmarks.results` from the audits in `results/`; each is
 
 Measured: mean ± sample standard deviation over n seeds. Difference: the claim's comparison, arms paired by seed, with
 the BCa 95% interval. **Supported**: the interval is above 0 and p < 0.05 (exact sign-flip test; each comparison is a
-hypothesis of its own, stated in the experiment's YAML). **Refuted**: the interval is below 0. Else **inconclusive**.
-Fewer than {MIN_SEEDS} seeds have no verdict, {HEADLINE_SEEDS} make a headline. A shortened setup is marked as such and
-says nothing about the published claim."""
+hypothesis of its own, stated in the experiment's YAML). **Refuted**: the interval is below 0; no p is asked for. Else
+**inconclusive**. Fewer than {MIN_SEEDS} seeds have no verdict, {HEADLINE_SEEDS} make a headline. A shortened setup is
+marked as such and says nothing about the published claim; a verdict under other settings names them. An audit whose
+experiment has changed since is marked "of an older setup"."""
 
 
 def render(configs: dict[str, RunConfig], found: dict[str, list[Content]]) -> str:
@@ -140,16 +154,21 @@ def render(configs: dict[str, RunConfig], found: dict[str, list[Content]]) -> st
         if name not in found:
             lines += ["", f"{NOT_YET[0].upper()}{NOT_YET[1:]}."]
         for content in found.get(name, []):
-            lines += ["", *section(content)]
+            lines += ["", *section(content, configs.get(name))]
     return "\n".join([*lines, ""])
 
 
-def section(content: Content) -> list[str]:
+def section(content: Content, config: RunConfig | None) -> list[str]:
     """One audit: its settings, arms, comparisons, controls, and every seed's values."""
     settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in content["settings"].items() if v not in (None, []))
     lines = [f"### `{content['command']}`", "", f"{settings}; {content['device'] or 'no device'}."]
     if content["shortened"]:
         lines += ["", f"**Shortened**: {words.shortened(content['shortened'])}."]
+    if changed := changed_since(content, config):
+        lines += [
+            "",
+            f"**{OLDER.capitalize()}**: the experiment now has `{' '.join(changed)}`. Audit it anew.",
+        ]
     if content["overrides"]:
         lines += ["", f"Other than the experiment's own: `{' '.join(content['overrides'])}`."]
     arms = [
@@ -215,7 +234,11 @@ def headline(configs: dict[str, RunConfig], found: dict[str, list[Content]]) -> 
     """The README's table: the audits at full length, without device and command, and in words what is missing."""
     kept = [at for at, head in enumerate(HEADS) if head not in ("device", "again")]
     whole = {name: full for name, group in found.items() if (full := [one for one in group if not one["shortened"]])}
-    body = [[row[at].replace("](#", "](docs/results.md#") for at in kept] for row in rows({}, whole)]
+    body = [
+        [row[at].replace("](#", "](docs/results.md#") for at in kept]
+        for name in sorted(whole)
+        for row in rows({name: configs[name]} if name in configs else {}, {name: whole[name]})
+    ]
     missing = ", ".join(f"`{name}`" for name in sorted(set(configs) - set(whole)))
     said = [f"{NOT_YET[0].upper()}{NOT_YET[1:]}: {missing}."] if missing else []
     return "\n".join([*(table([HEADS[at] for at in kept], body) if body else []), *([""] if body else []), *said])

@@ -9,6 +9,7 @@ from benchmarks.results import (
     BEGIN,
     END,
     NOT_YET,
+    OLDER,
     PAGE,
     README,
     audits,
@@ -92,6 +93,19 @@ def test_a_shortened_audit_is_marked_and_leaves_the_row_of_the_missing_one(confi
     assert "shortened" not in "".join(whole)
     assert "on this shortened setup: too few seeds: 2 of 6" in look[5]
     assert NOT_YET not in "".join(whole)
+
+
+def test_an_audit_whose_experiment_has_changed_is_marked(configs, folder):
+    found = {"mnist_hinton": [dict(one) for one in audits(folder)["mnist_hinton"]]}
+    assert f"**{OLDER}**" not in render(configs, found) + headline(configs, found)
+    whole, look = found["mnist_hinton"]
+    for content in (whole, look):
+        content["configuration"] = content["configuration"] | {"optim.optimizer.lr": 0.5, "method.gone": 1}
+    measured = [row for row in rows(configs, found) if row[0].startswith("[mnist_hinton](#mnist_hinton)")]
+    assert [OLDER in row[0] for row in measured] == [True, True]
+    assert f"**{OLDER}**" in headline(configs, found)
+    lr = configs["mnist_hinton"].optim.optimizer["lr"]
+    assert f"the experiment now has `optim.optimizer.lr={lr} method.gone=null`" in render(configs, found)
 
 
 def test_tables_are_whole_and_the_readmes_links_lead_to_the_page(configs, folder):

@@ -65,6 +65,7 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "command": evidence.command,
         "claim": claim and {name: claim.get(name) for name in ("source", "statement", "method")},
         "settings": in_short(evidence.settings),
+        "configuration": without_aside(evidence.settings),
         "overrides": changes(evidence.own, evidence.settings) if evidence.own else [],
         "shortened": shortened(evidence.own, evidence.settings) if evidence.own else None,
         "setup": other,
