@@ -121,6 +121,9 @@ def check(claim: ClaimConfig, config: RunConfig) -> None:
         choice(f"arm in `{where}`", comparison.minus, ARMS)
         if comparison.arm == comparison.minus and not comparison.versus:
             raise ConfigError(f"`{where}` compares the {comparison.arm} with itself; name another run in `versus`.")
+        for override in comparison.versus:
+            if override.partition("=")[0] in ("seed", "force", "experiment"):
+                raise ConfigError(f"`{where}.versus` has {override!r}, but pairs have one seed and one experiment.")
 
 
 def _value(config: RunConfig, key: str) -> Any:

@@ -85,6 +85,7 @@ def test_the_block_has_the_same_numbers_of_the_run_and_a_comparison(config):
         ({"comparisons": {"c": ComparisonConfig("s", metric="errors")}}, "Unknown metric in `claim.comparisons.c`"),
         ({"comparisons": {"c": ComparisonConfig("s", arm="x")}}, "Unknown arm in `claim.comparisons.c`"),
         ({"comparisons": {"c": ComparisonConfig("s", minus="student")}}, "with itself"),
+        ({"comparisons": {"c": ComparisonConfig("s", versus=["seed=3"])}}, "'seed=3', but pairs have one seed"),
     ],
 )
 def test_an_impossible_claim_is_refused(config, given, said):

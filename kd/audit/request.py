@@ -8,7 +8,8 @@ from pathlib import Path
 from kd.errors import ConfigError
 
 PREFIX = "python -m kd.audit"
-SEEDS = "a number of seeds (seeds=6 means 0 to 5) or a list of different ones (seeds=[3,4,5])"
+MOST_SEEDS = 1000
+SEEDS = f"a number of seeds up to {MOST_SEEDS} (seeds=6 means 0 to 5) or a list of different ones (seeds=[3,4,5])"
 #: what the audit decides itself: override, and what to write instead
 OURS = {
     "seed": "the audit sets the seed of every run; write seeds=6, or seeds=[3,4,5]",
@@ -88,7 +89,7 @@ def _seeds(text: str) -> list[int]:
         value = json.loads(text)
     except ValueError:
         value = None
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_SEEDS:
         return list(range(value))
     whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
     if not whole or not value or len(set(value)) < len(value):
