@@ -135,6 +135,15 @@ def test_a_comparison_with_other_runs_is_paired_with_theirs_and_each_is_judged_b
     assert (found["helps"]["p_holm"], found["helps"]["judged_together"]) == (2 / 256, 1)
 
 
+def test_every_row_of_a_wide_table_keeps_its_name(here, capsys):
+    given = ["experiment=mnist_omit3", "seeds=2"]
+    write_all(given, better)
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert all(f"│ {seed}    │  99.20% │" in said for seed in (0, 1))
+    assert max(map(len, said[said.index("by seed") : said.index("Differences in points")].splitlines())) <= 80
+
+
 def test_a_shortened_audit_says_so_wherever_it_speaks(here, capsys):
     given = [
         "experiment=mnist_hinton",

@@ -9,6 +9,7 @@ from rich.table import Table
 from kd.audit import words
 
 Content = dict[str, Any]  # of audit.json
+NAME = 12  # letters of a name that a line has at least
 
 
 def show(content: Content, console: Console) -> None:
@@ -99,7 +100,10 @@ def _lines(content: Content) -> list[str]:
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
+        longest = max((len(row[number]) for row in rows), default=0)
+        # names may be folded, numbers never: rather their heads
+        least = longest if number else min(longest, NAME)
+        table.add_column(head, justify="right" if number else "left", overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
