@@ -151,19 +151,6 @@ def test_double_precision_stays_double():
     assert Quantized(cnn()).double()(torch.randn(2, *SHAPE, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_an_averaged_copy_has_finite_ranges():
-    from kd.teachers import Ema
-    from kd.types import Batch
-
-    student, teacher = Tapped(Quantized(cnn())), Ema(0.9)
-    teacher.start(student)
-    image = torch.randn(4, *SHAPE)
-    student(image)
-    teacher.update(student)
-    label = torch.zeros(4, dtype=torch.int64)
-    assert teacher(Batch(image, label, label)).logits.isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
