@@ -11,7 +11,6 @@ from kd.nets.cost import macs, parameters
 from kd.nets.pruned import Pruned
 from kd.nets.quantized import MovingRange, Quantized, QuantizedConv2d, QuantizedLinear, quantized_weight
 from kd.nets.resnet_cifar import CifarResNet
-from kd.taps import Tapped
 from tests.nets.wrapped import check_a_resume, check_a_round_trip, check_copies, check_taps, learned
 
 SHAPE = (3, 16, 16)
