@@ -217,6 +217,21 @@ def test_students_curves_are_alike_for_seeds_and_not_drawn_when_too_many(tmp_pat
     assert "More than 24 curves are not drawn" in Page(tmp_path / "many" / "report.html").words
 
 
+def test_of_many_published_numbers_the_first_stands_beside_the_students(tmp_path: Path) -> None:
+    folders = sweep(tmp_path / "runs", CELLS)
+    content = json.loads((folders[0] / "result.json").read_text())
+    published = {"omitted_errors": 133, "errors": 206, "corrected_errors": 109}
+    claim = {"source": "a", "statement": "b", "method": None, "published": {"student": published}}
+    content["claim"] = {
+        **claim,
+        "measured": {"student": {"omitted_errors": 80, "errors": 162, "corrected_errors": 118}},
+    }
+    (folders[0] / "result.json").write_text(json.dumps(content))
+    write_page(folders, tmp_path / "report.html")
+    rows = [row for row in Page(tmp_path / "report.html").rows if row[0][0] == "T=1,alpha=0.1,seed=0"]
+    assert rows[0][9][0] == "206 errors (162)and 2 more"
+
+
 def test_published_numbers_stand_beside_the_students(tmp_path: Path) -> None:
     folders = sweep(tmp_path / "runs", CELLS)
     for folder, measured in zip(folders[:2], (92, 94), strict=True):

@@ -21,6 +21,7 @@ POOLED_NOTE = (
     "Runs of one configuration that differ only by seed: mean ± sample standard deviation over n seeds, the "
     "difference paired by seed; of runs with one seed the first counts. These rows describe; they decide nothing."
 )
+MOST_PUBLISHED = 2  # numbers in a cell
 #: a metric's published number and the measured one
 Pair = tuple[object, object]
 
@@ -122,13 +123,20 @@ def _pooled_pairs(runs: list[Run]) -> dict[str, Pair]:
 
 
 def _published(run: Run, pairs: dict[str, Pair]) -> Html:
-    """A cell of published and measured numbers, which says so if what was published is of another method."""
+    """A cell of published and measured numbers, which says so if what was published is of another method.
+
+    Of many only the first is shown, of all test images if there is one; each run's own part of the page has the others.
+    """
     if not pairs:
         return Html(DASH)
+    first = next((metric for metric in ("accuracy", "errors") if metric in pairs), next(iter(pairs)))
+    shown = pairs if len(pairs) <= MOST_PUBLISHED else {first: pairs[first]}
     said = [
         tag("span", *_number(metric, value), " (", words.metric_value(metric, found), ")")
-        for metric, (value, found) in pairs.items()
+        for metric, (value, found) in shown.items()
     ]
+    if left := len(pairs) - len(shown):
+        said.append(tag("span", f"and {left} more"))
     other = words.other_method(run.claim or {}, run.method)
     return tag("div", *said, tag("span", f"method {other}") if other else None, class_="published")
 
