@@ -10,10 +10,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from kd.data import DistillationData
-from kd.store import write_json
+from kd.files import EXAMPLES, write_json
 
 SCHEMA = 1
-NAME = "examples.json"
 DARK, CHANGED = 12, 6  # how many classes the first kind shows, and how many images up and down the second
 LARGEST = 96  # pixels of a side; larger images are made smaller
 
@@ -38,7 +37,7 @@ def write(folder: Path, data: DistillationData, logits: dict[str, Tensor], targe
         }
         for (kind, place), image in zip(chosen, images, strict=True)
     ]
-    write_json(folder / NAME, {"schema": SCHEMA, "images": blocks})
+    write_json(folder / EXAMPLES, {"schema": SCHEMA, "images": blocks})
 
 
 def _dark(teacher: Tensor | None, target: Tensor) -> list[int]:

@@ -1,9 +1,13 @@
-"""Files that are whole or not there."""
+"""A run folder's files: their names, and writing them so that they are whole or not there."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+RESULT, CONFIG, METRICS, EXAMPLES = "result.json", "config.yaml", "metrics.csv", "examples.json"
+#: what may differ between two runs of the same experiment without changing what they find
+ELSEWHERE = ("store", "logger", "force", "debug", "latency")
 
 
 def write_json(path: Path, content: Any) -> None:

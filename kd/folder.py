@@ -12,11 +12,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from kd.errors import ConfigError
+from kd.files import CONFIG, ELSEWHERE, RESULT
 from kd.schema import RunConfig
 
-RESULT, CONFIG = "result.json", "config.yaml"
-#: what may differ between two runs of the same experiment without changing what they find
-ELSEWHERE = ("store", "logger", "force", "debug", "latency")
 MAX_NAME = 100
 
 
@@ -98,7 +96,9 @@ def _short_overrides() -> str:
     words = []
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ("experiment", "force", "debug") and not key.startswith(("logger", "store.", "data.root")):
+        if key not in ("experiment", "force", "debug", "latency") and not key.startswith(
+            ("logger", "store.", "data.root")
+        ):
             words.append(f"{key.rpartition('.')[2]}-{value}")
     text = re.sub(r"[^\w.+-]+", "-", "_".join(words)).strip("-") or "default"
     return text[:MAX_NAME]

@@ -21,22 +21,19 @@ def test_metrics(logits: Tensor, target: Tensor, teacher_logits: Tensor | None =
     same mistake, None if it makes none; confusion[i][j] counts images of class i that were called j; a class
     without test images has per-class accuracy None.
     """
-    classes = logits.shape[1]
     logits = logits.double()
     predicted = logits.argmax(1)
-    errors = int((predicted != target).sum())
-    confusion = multiclass_confusion_matrix(predicted, target, num_classes=classes)
-    images, hits = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    counted = hits(predicted, target, logits.shape[1])
     bins = _reliability(logits.softmax(1), target)
     found: dict[str, Any] = {
-        "accuracy": (len(target) - errors) / len(target),
-        "errors": errors,
+        "accuracy": counted["accuracy"],
+        "errors": counted["errors"],
         "n": len(target),
         "nll": F.cross_entropy(logits, target).item(),
         "ece": _calibration_error(bins, len(target)),
         "reliability": bins,
-        "per_class_accuracy": [hits[c] / images[c] if images[c] else None for c in range(classes)],
-        "confusion": confusion.tolist(),
+        "per_class_accuracy": counted["per_class_accuracy"],
+        "confusion": counted["confusion"],
         "agreement_with_teacher": None,
         "kl_to_teacher": None,
         "teacher_mistakes": None,
@@ -55,6 +52,18 @@ def test_metrics(logits: Tensor, target: Tensor, teacher_logits: Tensor | None =
     return found
 
 
+def hits(predicted: Tensor, target: Tensor, classes: int) -> dict[str, Any]:
+    """Accuracy, errors, per-class accuracy and confusion of predictions (N,), as `test_metrics` has them."""
+    confusion = multiclass_confusion_matrix(predicted, target, num_classes=classes)
+    images, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    return {
+        "accuracy": sum(right) / len(target),
+        "errors": len(target) - sum(right),
+        "per_class_accuracy": [hit / n if n else None for hit, n in zip(right, images, strict=True)],
+        "confusion": confusion.tolist(),
+    }
+
+
 def _reliability(probabilities: Tensor, target: Tensor) -> list[dict[str, Any]]:
     """Images, accuracy and mean confidence in each bin (low, high] of the greatest probability; None where empty.
 
@@ -63,10 +72,10 @@ def _reliability(probabilities: Tensor, target: Tensor) -> list[dict[str, Any]]:
     confidence, predicted = probabilities.max(1)
     bins = ((confidence * ECE_BINS).ceil().long() - 1).clamp(0, ECE_BINS - 1)
     right = (predicted == target).double()
-    images, hits, sums = (torch.bincount(bins, weights, ECE_BINS).tolist() for weights in (None, right, confidence))
+    images, rights, sums = (torch.bincount(bins, weights, ECE_BINS).tolist() for weights in (None, right, confidence))
     return [
         {"n": n, "accuracy": hit / n if n else None, "confidence": total / n if n else None}
-        for n, hit, total in zip(images, hits, sums, strict=True)
+        for n, hit, total in zip(images, rights, sums, strict=True)
     ]
 
 

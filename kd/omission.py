@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from kd.metrics import hits
 
 CURVE_POINTS = 61
 SWEEPS = 1000  # each makes the shares of all classes better; tens are enough
@@ -137,19 +138,19 @@ def _on(omitted: Sequence[int], bias: float, classes: int) -> Tensor:
 def _test(logits: Tensor, target: Tensor, omitted: Sequence[int]) -> dict[str, Any]:
     """Accuracy on all images and on those of the omitted classes, and the confusion matrix."""
     predicted = logits.argmax(1)
-    confusion = multiclass_confusion_matrix(predicted, target, num_classes=logits.shape[1])
-    images, hits = confusion.sum(1).tolist(), confusion.diagonal().tolist()
-    errors, count = len(target) - sum(hits), sum(images[label] for label in omitted)
-    hit = sum(hits[label] for label in omitted)
-    return {
-        "accuracy": sum(hits) / len(target),
-        "errors": errors,
-        "omitted_accuracy": hit / count if count else None,
-        "omitted_errors": count - hit,
-        "omitted_n": count,
-        "per_class_accuracy": [hit / n if n else None for hit, n in zip(hits, images, strict=True)],
-        "confusion": confusion.tolist(),
-    }
+    _, omitted_accuracy = _accuracies(predicted, target, omitted)
+    counted = hits(predicted, target, logits.shape[1])
+    of_omitted = [counted["confusion"][label] for label in omitted]
+    count = sum(map(sum, of_omitted))
+    right = sum(row[label] for label, row in zip(omitted, of_omitted, strict=True))
+    return {**counted, "omitted_accuracy": omitted_accuracy, "omitted_errors": count - right, "omitted_n": count}
+
+
+def _accuracies(predicted: Tensor, target: Tensor, omitted: Sequence[int]) -> tuple[float, float | None]:
+    """On all images, and on those of the omitted classes, None if there are none."""
+    right = (predicted == target).double()
+    of_omitted = right[torch.isin(target, torch.tensor(omitted))]
+    return right.mean().item(), of_omitted.mean().item() if len(of_omitted) else None
 
 
 def _curve(logits: Tensor, target: Tensor, omitted: Sequence[int], found: Sequence[float]) -> list[dict[str, Any]]:
@@ -158,6 +159,7 @@ def _curve(logits: Tensor, target: Tensor, omitted: Sequence[int], found: Sequen
     margin = 0.5 * (high - low)
     points = []
     for bias in torch.linspace(low - margin, high + margin, CURVE_POINTS, dtype=torch.float64).tolist():
-        after = _test(logits.double() + _on(omitted, bias, logits.shape[1]), target, omitted)
-        points.append({"bias": bias, "omitted_accuracy": after["omitted_accuracy"], "accuracy": after["accuracy"]})
+        predicted = (logits.double() + _on(omitted, bias, logits.shape[1])).argmax(1)
+        accuracy, omitted_accuracy = _accuracies(predicted, target, omitted)
+        points.append({"bias": bias, "omitted_accuracy": omitted_accuracy, "accuracy": accuracy})
     return points

@@ -15,11 +15,11 @@ import kd
 from kd import claims
 from kd.curves import read_metrics, write_metrics
 from kd.data import DistillationData
-from kd.folder import RESULT
+from kd.files import METRICS, RESULT, write_json
 from kd.nets.cost import macs, parameters, size_bytes
 from kd.recipe import Plan
 from kd.schema import RunConfig
-from kd.store import save_weights, write_json
+from kd.store import save_weights
 from kd.teachers import Teacher
 from kd.train import Trainings
 
@@ -139,7 +139,7 @@ def write(folder: Path, content: dict[str, Any], planned: Plan, trainings: Train
     student = trainings.obtain(planned.student)
     for name, entry in {"student": student, **trainings.delivered(planned.student)}.items():
         save_weights(trainings.network(entry, "student"), folder / f"{name}.safetensors", entry.meta)
-    write_metrics(folder / "metrics.csv", _curves(content, planned, trainings))
+    write_metrics(folder / METRICS, _curves(content, planned, trainings))
     write_json(folder / RESULT, content)
 
 

@@ -29,7 +29,6 @@ TEACHERS: dict[str, tuple[str, ...]] = {
 TRAINED = ("trained", "self", "ensemble", "random")  # by the run itself, unless teacher.path is given
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOGGERS = ("auto", "csv", "wandb")
-ARMS = ("teacher", "baseline", "student")
 
 
 @dataclass
@@ -232,7 +231,7 @@ def _check_data(data: dict[str, Any], teacher: TeacherConfig) -> None:
             "each is the complement of the other."
         )
     for arm in data.get("omit_from") or []:
-        choice("arm in `data.omit_from`", arm, ARMS)
+        choice("arm in `data.omit_from`", arm, claims.ARMS)
     omits = data.get("omit") or data.get("keep")
     if omits and "teacher" in (data.get("omit_from") or []) and (teacher.kind not in TRAINED or teacher.path):
         raise ConfigError(

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.errors import StoreError
-from kd.files import write_json as write_json
+from kd.files import METRICS, write_json
 
 #: part of every key; raise it when a change of the code changes the weights that a recipe leads to
 RECIPE_VERSION = 1
 
-WEIGHTS, META, METRICS = "weights.safetensors", "meta.json", "metrics.csv"
+WEIGHTS, META = "weights.safetensors", "meta.json"
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _timed_on(arms: list[dict[str, Any]]) -> str | None:
     """What the milliseconds are, e.g. `ms: one batch of 1 and of 256 images, median, cpu, 1 thread`."""
     blocks = [block for arm in arms if (block := arm.get("latency_ms"))]
     places = [f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] != 1)}" for one in blocks]
-    where = "; ".join(dict.fromkeys(places))  # quantised networks run on the CPU, whatever the others run on
+    where = "; ".join(dict.fromkeys(places))
     return escape(f"ms: one batch of 1 and of 256 images, median, {where}") if where else None
 
 

@@ -12,7 +12,7 @@ from kd.run import run
 from kd.schema import RunConfig, check
 
 #: as a user would shorten a run, with nothing that leaves the machine
-QUICK = ("trainer.max_epochs=2", "data.train_limit=192", "logger=csv")
+QUICK = ("trainer.max_epochs=2", "data.train_limit=192", "logger=csv", "latency=false")
 
 #: networks that have every kind of layer a method can ask for, of different depths
 SMALL_CNNS = ("model@student=resnet8", "model@teacher.model=resnet20")

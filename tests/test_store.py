@@ -11,7 +11,8 @@ from torch import nn
 
 from kd import store as store_module
 from kd.errors import StoreError
-from kd.store import META, WEIGHTS, Store, read_weights, recipe_key, save_weights, sha256, write_json
+from kd.files import write_json
+from kd.store import META, WEIGHTS, Store, read_weights, recipe_key, save_weights, sha256
 
 KEY = "0123456789abcdef"
 RECIPE = {"b": [1, 2.5], "a": {"y": None, "x": "é"}}

@@ -10,7 +10,7 @@ from kd.audit.evidence import Evidence
 from kd.audit.request import PREFIX, Request, below, key
 from kd.audit.settings import Settings, flat, own_settings, without_aside
 from kd.errors import ConfigError
-from kd.report.comparison import recipe_text
+from kd.report.configurations import recipe_text
 from kd.report.read import Run, find_runs, read_run
 from kd.schema import ComparisonConfig
 

@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.cli import compose
-from kd.folder import ELSEWHERE
+from kd.files import ELSEWHERE
 
 Settings = dict[str, Any]  # a resolved configuration, as config.yaml holds it
 #: what does not make two audits differ: the runs' seeds, places and words (another teacher.seed is another teacher)
-ASIDE = (*ELSEWHERE, "seed", "data.root", "claim", "latency")
+ASIDE = (*ELSEWHERE, "seed", "data.root", "claim")
 #: a smaller number at one of these keys makes a shorter experiment (no limit is the longest)
 LENGTHS = ("trainer.max_epochs", "teacher.max_epochs", "method.initial.epochs", "data.train_limit", "data.test_limit")
 VAL = "data.val"  # a larger one leaves fewer images to train on

@@ -4,7 +4,6 @@ import os
 
 from kd.report import words
 from kd.report.configurations import Spread, change, pools, spread
-from kd.report.configurations import recipe_text as recipe_text  # for who knows it from here
 from kd.report.markup import DASH, Html, join, measured, percent, points, table, tag
 from kd.report.pictures import ROLES, Picture
 from kd.report.read import Run

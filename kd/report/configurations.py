@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from kd.files import ELSEWHERE
 from kd.report.read import Run
 
 #: keys of config.yaml, by block, that name the seed, a place or a way of running: without them, equal means repeated
-ASIDE = {"": ("seed", "store", "logger", "force", "debug", "latency"), "data": ("root",)}
+ASIDE = {"": ("seed", *ELSEWHERE), "data": ("root",)}
 DIFFERENCES = 3  # settings that a title names
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import ConfigError, StoreError
+from kd.files import CONFIG, EXAMPLES, METRICS, RESULT
 from kd.report.arm import Arm, read_arm
 from kd.report.curves import Curves, read_curves
 from kd.report.examples import Example, read_examples
 from kd.report.fields import get, optional
 
 SCHEMA = 1
-RESULT, METRICS, CONFIG, EXAMPLES = "result.json", "metrics.csv", "config.yaml", "examples.json"
 
 
 @dataclass(frozen=True)
