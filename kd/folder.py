@@ -96,9 +96,7 @@ def _short_overrides() -> str:
     words = []
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ("experiment", "force", "debug", "latency") and not key.startswith(
-            ("logger", "store.", "data.root")
-        ):
+        if key.partition(".")[0] not in ("experiment", *ELSEWHERE) and key != "data.root":
             words.append(f"{key.rpartition('.')[2]}-{value}")
     text = re.sub(r"[^\w.+-]+", "-", "_".join(words)).strip("-") or "default"
     return text[:MAX_NAME]

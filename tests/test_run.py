@@ -61,6 +61,19 @@ def test_a_run_leaves_everything_that_the_contract_names(command):
     assert {"train/loss", "train/ce", "train/kd", "train/lr", "val/accuracy", "val/nll", "test/accuracy"} <= trained
 
 
+def test_latency_is_measured_unless_it_is_not_wanted_and_names_no_other_run(command):
+    quick = [one for one in QUICK if not one.startswith("latency")]
+    assert command(*quick).status == 0
+    folder = next(command.folder.glob("outputs/*/*/result.json")).parent
+    measured = result(folder)["arms"]["student"]["latency_ms"]
+    assert measured["1"] > 0 and measured["256"] > 0 and measured["threads"] == 1
+    again = command(*QUICK)
+    assert "was finished before" in again.out
+    other = command.quick("seed=1")
+    assert result(other)["arms"]["student"]["latency_ms"] is None
+    assert "latency" not in other.name
+
+
 def test_the_same_command_again_trains_nothing(command, monkeypatch):
     folder = command.quick()
     before = (folder / "result.json").read_bytes()
