@@ -30,8 +30,8 @@ bench: .venv/dev.stamp  ## measure the data path against per-image PIL
 	@$(BIN)/python -m benchmarks.data
 
 lock: .venv/dev.stamp  ## resolve the dependencies anew (hashes, no host names)
-	@$(COMPILE) pyproject.toml -o requirements.lock
-	@$(COMPILE) --all-extras --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-dev.lock
+	@$(COMPILE) -c requirements-dev.lock pyproject.toml -o requirements.lock
 	@echo uv | $(COMPILE) -c requirements-dev.lock - -o requirements-uv.lock
 
 clean:  ## remove what was built here; keeps outputs/
