@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_object, instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from kd.check import nearest
@@ -190,7 +191,11 @@ def device(trainer: TrainerConfig) -> torch.device:
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)
     try:
-        return L.Fabric(accelerator=trainer.accelerator, devices=trainer.devices).device
+        return L.Fabric(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            plugins=LightningEnvironment(),  # a run inside a SLURM job is no part of that job's tasks
+        ).device
     except Exception as error:  # Lightning raises many types here; all of them mean the same to a user
         raise ConfigError(
             f"trainer.accelerator={trainer.accelerator} with trainer.devices={trainer.devices} is not available here: "

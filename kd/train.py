@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from torch import nn
@@ -193,6 +194,7 @@ class Trainings:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            plugins=[LightningEnvironment()],  # not SLURM's: one process is one run
         )
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
