@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 RESULT, CONFIG, METRICS, EXAMPLES = "result.json", "config.yaml", "metrics.csv", "examples.json"
+#: of a job of a sweep: what it printed, and why it failed
+LOG, ERROR = "log.txt", "error.txt"
 #: what may differ between two runs of the same experiment without changing what they find
 ELSEWHERE = ("store", "logger", "force", "debug", "latency")
 

@@ -1,0 +1,73 @@
+"""Locks on folders: who works in one is known, and a dead owner's lock is free at once."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+class Busy(Exception):
+    """Another process works in the folder."""
+
+    def __init__(self, folder: Path, owner: dict[str, Any]) -> None:
+        self.owner = owner
+        super().__init__(f"{folder} is in use by {described(owner)}")
+
+
+def owner() -> dict[str, Any]:
+    """This process, in words that another one can show."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def described(owner: dict[str, Any]) -> str:
+    """`process 123 on host, since ...`."""
+    if not owner:
+        return "another process"
+    return f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Work in a folder alone. Raises `Busy` if another process does. The system frees a dead owner's lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Busy(folder, read_owner(folder)) from None
+    try:
+        (folder / OWNER).write_text(json.dumps(owner()), encoding="utf-8")
+        yield
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a living process works in the folder."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def read_owner(folder: Path) -> dict[str, Any]:
+    """Who works, or last worked, in a folder; {} if that is not known."""
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}

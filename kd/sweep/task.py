@@ -1,0 +1,57 @@
+"""What a sweep gives to a worker, what comes back, and what every launcher is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, ELSEWHERE = "done", "failed", "elsewhere"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work for one worker: a whole run, or a network that several runs need.
+
+    It is pickled, so it holds plain values only: `config` is a checked configuration (`asdict` of a RunConfig), the
+    paths are absolute.
+    """
+
+    name: str  # in messages; of a run the name of its folder
+    config: dict[str, Any]
+    folder: Path
+    mark: Path  # a file that is there while somebody works on the task
+    network: str | None = None  # the label of the network to train; None: the whole run
+    group: str | None = None  # the sweep, for dashboards
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended. `elsewhere`: another process is at it, and nothing was done here."""
+
+    task: Task = field(repr=False)
+    state: str
+    status: int = 0  # the exit status that the run alone would have had
+    error: str = ""
+    where: str = ""
+    seconds: float = 0.0
+
+
+class Launcher(ABC):
+    """Where tasks are done. `run` may be called several times, one call after the other."""
+
+    @abstractmethod
+    def slots(self) -> int:
+        """How many tasks may run at once."""
+
+    @abstractmethod
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Do tasks (`kd.sweep.work.perform`) and yield the outcome of each, in the order in which they end.
+
+        Tasks are taken from the iterable only when they can be started or queued soon: a search decides the next
+        one by the outcomes so far. A worker that dies makes its own task fail, never the others. When the generator is
+        closed, or an exception passes through it, workers on this machine are ended (a cluster's queue may go on).
+        """
+
+    def close(self) -> None:
+        """Let go of what was started for the launcher."""

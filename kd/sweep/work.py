@@ -1,0 +1,79 @@
+"""One task of a sweep, in whatever process: its own log, its own outcome, never an exception of the run."""
+
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from kd.errors import UserError
+from kd.files import ERROR, LOG, write_json
+from kd.locks import Busy, owner
+from kd.schema import RunConfig, check
+from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
+
+UNEXPECTED = 1  # the status of a mistake that is not the user's
+
+
+def perform(task: Task) -> Outcome:
+    """Do a task; its output goes to log.txt in its folder, what went wrong to error.txt.
+
+    A mistake becomes an outcome. An interruption (Ctrl-C, SIGTERM) is passed on: the task can be continued.
+    """
+    started = time.perf_counter()
+
+    def outcome(state: str, status: int = 0, error: str = "") -> Outcome:
+        return Outcome(task, state, status, error, socket.gethostname(), time.perf_counter() - started)
+
+    try:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+            try:
+                _do(task, Console(file=log, width=120))
+            except Exception:
+                traceback.print_exc(file=log)
+                raise
+    except Busy as busy:
+        return outcome(ELSEWHERE, error=str(busy))
+    except (UserError, OSError) as error:
+        return outcome(FAILED, getattr(error, "status", UserError.status), _note(task, error))
+    except Exception as error:
+        return outcome(FAILED, UNEXPECTED, _note(task, error))
+    (task.folder / ERROR).unlink(missing_ok=True)
+    return outcome(DONE)
+
+
+def _do(task: Task, console: Console) -> None:
+    from kd.run import conduct
+    from kd.sweep.networks import train_network
+
+    config: RunConfig = check(OmegaConf.create(task.config))
+    if task.network is not None:
+        train_network(task, config, console)
+    else:
+        conduct(config, task.folder, console, group=task.group)
+
+
+@contextmanager
+def _marked(path: Path) -> Iterator[None]:
+    """Show who works on the task, for the summary; what is true is the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, owner())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _note(task: Task, error: Exception) -> str:
+    """Leave error.txt in the folder, if there is room, and return the message."""
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+    try:
+        (task.folder / ERROR).write_text(f"{text}\n\n{traceback.format_exc()}", encoding="utf-8")
+    except OSError:
+        pass  # a full disk, say: the sweep still hears of it
+    return text
