@@ -1,6 +1,5 @@
 """Between the shell and a run: Hydra's entry point, exit statuses, and messages instead of tracebacks."""
 
-import hashlib
 import os
 import re
 import signal
@@ -25,6 +24,9 @@ from kd.errors import ConfigError, UserError
 from kd.schema import RunConfig, unknown_key
 
 INTERRUPTED, PREEMPTED = 130, 143
+SWEEP_FLAGS = ("-m", "--multirun")
+#: with these Hydra prints something and runs nothing
+INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
 
 def conf_dir() -> Path:
@@ -44,11 +46,18 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the messages below are ours
     signal.signal(signal.SIGTERM, preempted)
     given = sys.argv[1:]
+    if _is_sweep(given):
+        from kd.sweep.sweep import sweep
+
+        with messages(given):
+            sys.exit(sweep(given))
     sys.argv[1:] = arguments(given)
 
     def guarded(config: DictConfig) -> None:
         with messages(given):  # inside Hydra's job too, which announces every exception that leaves it
             _refuse_ignored(config, given)
+            if of_sweeps := [a for a in given if a.startswith(("hydra/launcher=", "hydra/sweeper=", "join=true"))]:
+                raise ConfigError(f"{of_sweeps[0]} belongs to a sweep: add -m, or leave it away for a single run.")
             task(config)
 
     with messages(given):
@@ -78,13 +87,7 @@ def messages(given: list[str]) -> Iterator[None]:
 
 def compose(given: list[str]) -> DictConfig:
     """Return the configuration that `python -m kd.run` has for these overrides; raises what it raises for bad ones."""
-    register_schema()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            config = hydra.compose("run", overrides=arguments(given), return_hydra_config=True)
-        except AssertionError as error:  # of OmegaConf, for a value where it has none of that kind
-            raise ConfigError(message(error, given)) from error
+    config = compose_with_hydra(given)
     HydraConfig.instance().set_config(config)  # for what the configuration takes from `hydra:`
     with open_dict(config):
         del config["hydra"]
@@ -92,32 +95,40 @@ def compose(given: list[str]) -> DictConfig:
     return config
 
 
+def compose_with_hydra(given: list[str]) -> DictConfig:
+    """The same with Hydra's own part, where a launcher and a sweeper are."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            return hydra.compose("run", overrides=arguments(given), return_hydra_config=True)
+        except AssertionError as error:  # of OmegaConf, for a value where it has none of that kind
+            raise ConfigError(message(error, given)) from error
+
+
 def arguments(given: list[str]) -> list[str]:
     """Return Hydra's arguments for what the user typed.
 
-    Hydra's own folders and logs are switched off: `kd.run` names the run folder after the configuration. A sweep's
-    folder follows from its arguments. `debug` is a config group, whose choice Hydra wants quoted where YAML sees a
-    boolean.
+    Hydra's own folders and logs are switched off: `kd.run` names the run folder after the configuration. `debug` is a
+    config group, whose choice Hydra wants quoted where YAML sees a boolean.
     """
     ours = ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
-    if {"-m", "--multirun"} & set(given):
-        if not _sets(given, "hydra.sweep.dir"):
-            jobs = sorted(argument for argument in given if _is_override(argument))
-            digest = hashlib.sha256("\n".join(jobs).encode()).hexdigest()[:8]
-            experiment = next((a.partition("=")[2] for a in jobs if a.startswith("experiment=")), "digits_kd")
-            ours.append(f"hydra.sweep.dir=outputs/{experiment.replace(',', '+')}/sweep-{digest}")
-        if not _sets(given, "hydra.sweep.subdir"):
-            ours.append("hydra.sweep.subdir=.")
-    elif not _sets(given, "hydra.run.dir"):
+    if not any(argument.startswith("hydra.run.dir=") for argument in given):
         ours.append("hydra.run.dir=.")
-    flags = [argument for argument in given if argument in ("-m", "--multirun")]  # before all overrides, or Hydra stops
+    flags = [argument for argument in given if argument in SWEEP_FLAGS]  # before all overrides, or Hydra stops
     rest = [_quote_debug(argument) for argument in given if argument not in flags]
-    first = next((at for at, argument in enumerate(rest) if _is_override(argument)), len(rest))
+    first = next((at for at, argument in enumerate(rest) if is_override(argument)), len(rest))
     return [*flags, *rest[:first], *ours, *rest[first:]]
 
 
-def _is_override(argument: str) -> bool:
-    return "=" in argument and not argument.startswith("-")
+def _is_sweep(given: list[str]) -> bool:
+    """Whether many runs are asked for, and not what Hydra can say of them (--help, --cfg job)."""
+    asked = {*SWEEP_FLAGS, "hydra.mode=MULTIRUN"} & set(given)
+    return bool(asked) and not any(argument.partition("=")[0] in INFORMATION for argument in given)
+
+
+def is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def _quote_debug(argument: str) -> str:
@@ -125,7 +136,7 @@ def _quote_debug(argument: str) -> str:
 
 
 def _refuse_ignored(config: DictConfig, given: list[str]) -> None:
-    """A network chosen for a teacher that has none of its own must not go unnoticed."""
+    """What would have no effect must not go unnoticed."""
     chosen = next(
         (argument for argument in given if argument.startswith(("model@teacher.model=", "teacher.model."))), None
     )
@@ -150,7 +161,7 @@ def message(error: Exception, given: list[str]) -> str:
         where = f" {error.filename!r}" if error.filename else ""
         return f"Cannot use{where}: {error.strerror or error}. Choose another folder (hydra.run.dir, store.root)."
     if isinstance(error, AssertionError):
-        overrides = " ".join(argument for argument in given if _is_override(argument))
+        overrides = " ".join(argument for argument in given if is_override(argument))
         return f"These settings do not fit together: {overrides} ({text}). Is one below a group without such a setting?"
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -176,7 +187,7 @@ def _unknown_choice(text: str) -> str:
 
 def _composed_without(key: str, given: list[str]) -> DictConfig | None:
     """Compose the configuration without the override of `key`, to learn which keys it would have had."""
-    overrides = [a for a in arguments(given) if _is_override(a) and not a.startswith(("hydra.", "hydra/"))]
+    overrides = [a for a in arguments(given) if is_override(a) and not a.startswith(("hydra.", "hydra/"))]
     kept = [a for a in overrides if a.lstrip("+~").partition("=")[0].split("@")[0] != key]
     GlobalHydra.instance().clear()
     try:
@@ -184,10 +195,6 @@ def _composed_without(key: str, given: list[str]) -> DictConfig | None:
             return hydra.compose("run", overrides=kept)
     except (HydraException, OmegaConfBaseException):
         return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
-
-
-def _sets(given: list[str], key: str) -> bool:
-    return any(argument.startswith(f"{key}=") for argument in given)
 
 
 def preempted(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -9,7 +9,7 @@ RESULT, CONFIG, METRICS, EXAMPLES = "result.json", "config.yaml", "metrics.csv",
 #: of a job of a sweep: what it printed, and why it failed
 LOG, ERROR = "log.txt", "error.txt"
 #: what may differ between two runs of the same experiment without changing what they find
-ELSEWHERE = ("store", "logger", "force", "debug", "latency")
+ELSEWHERE = ("store", "logger", "force", "debug", "latency", "join")
 
 
 def write_json(path: Path, content: Any) -> None:

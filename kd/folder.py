@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from kd.errors import ConfigError
@@ -27,21 +27,27 @@ def config_hash(config: RunConfig) -> str:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Where the run's files go. `force` takes the first free folder, so that no result is overwritten."""
+    """Where a run's files go. `force` takes the first free folder, so that no result is overwritten."""
     digest = config_hash(config)
-    given, name = _given_folder(), _short_overrides()
+    given = _given_folder()
     if given is not None:
         folder = given
         if not config.force:
             _refuse_foreign_result(folder, digest)
     else:
-        parent = _sweep_folder() or Path("outputs") / config.experiment
+        parent = Path("outputs") / config.experiment
         # the words before the hash are for people: the same configuration may have been written another way
-        folder = next(iter(sorted(parent.glob(f"*-{digest}"))), parent / f"{name}-{digest}")
-    if config.force and (folder / RESULT).is_file():
-        number = next(n for n in range(2, 10**6) if not (folder.parent / f"{folder.name}-{n}" / RESULT).is_file())
-        folder = folder.parent / f"{folder.name}-{number}"
-    return folder
+        found = sorted(parent.glob(f"*-{digest}"))
+        folder = found[0] if found else parent / f"{short(HydraConfig.get().overrides.task)}-{digest}"
+    return unused(folder) if config.force else folder
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or if it has a result the first of its kind that has none: `default-63835d67-2`."""
+    if not (folder / RESULT).is_file():
+        return folder
+    number = next(n for n in range(2, 10**6) if not (folder.parent / f"{folder.name}-{n}" / RESULT).is_file())
+    return folder.parent / f"{folder.name}-{number}"
 
 
 def finished(folder: Path, digest: str) -> dict[str, Any] | None:
@@ -78,25 +84,18 @@ def _refuse_foreign_result(folder: Path, digest: str) -> None:
         )
 
 
-def _given_folder() -> Path | None:
-    """The folder that the user named with hydra.run.dir; None if it follows from the configuration."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN or hydra.run.dir == ".":
-        return None
-    return Path(hydra.runtime.output_dir)
-
-
-def _sweep_folder() -> Path | None:
-    hydra = HydraConfig.get()
-    return Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-
-
-def _short_overrides() -> str:
-    """The overrides in a few words, `temperature-8_seed-1`, or `default`: nothing that Hydra would want quoted."""
+def short(overrides: Iterable[str]) -> str:
+    """Overrides in a few words, `temperature-8_seed-1`, or `default`: nothing that Hydra would want quoted."""
     words = []
-    for override in HydraConfig.get().overrides.task:
+    for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key.partition(".")[0] not in ("experiment", *ELSEWHERE) and key != "data.root":
             words.append(f"{key.rpartition('.')[2]}-{value}")
     text = re.sub(r"[^\w.+-]+", "-", "_".join(words)).strip("-") or "default"
     return text[:MAX_NAME]
+
+
+def _given_folder() -> Path | None:
+    """The folder that the user named with hydra.run.dir; None if it follows from the configuration."""
+    hydra = HydraConfig.get()
+    return None if hydra.run.dir == "." else Path(hydra.runtime.output_dir)

@@ -11,15 +11,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kd.errors import UserError
+
 LOCK, OWNER = ".lock", ".owner.json"
 
 
-class Busy(Exception):
+class BusyError(UserError):
     """Another process works in the folder."""
 
-    def __init__(self, folder: Path, owner: dict[str, Any]) -> None:
-        self.owner = owner
-        super().__init__(f"{folder} is in use by {described(owner)}")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(
+            f"{folder} is in use by {described(read_owner(folder))}. Wait for it, or give another folder with "
+            "hydra.run.dir."
+        )
 
 
 def owner() -> dict[str, Any]:
@@ -36,13 +41,13 @@ def described(owner: dict[str, Any]) -> str:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Work in a folder alone. Raises `Busy` if another process does. The system frees a dead owner's lock."""
+    """Work in a folder alone. Raises `BusyError` if another process does. The system frees a dead owner's lock."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Busy(folder, read_owner(folder)) from None
+        raise BusyError(folder) from None
     try:
         (folder / OWNER).write_text(json.dumps(owner()), encoding="utf-8")
         yield

@@ -159,6 +159,7 @@ class RunConfig:
     claim: ClaimConfig | None = None
     latency: bool = True
     force: bool = False
+    join: bool = False
     debug: bool = False
 
 

@@ -23,6 +23,7 @@ class Task:
     mark: Path  # a file that is there while somebody works on the task
     network: str | None = None  # the label of the network to train; None: the whole run
     group: str | None = None  # the sweep, for dashboards
+    cwd: Path = field(default_factory=Path.cwd)  # where relative paths of the configuration start
 
 
 @dataclass(frozen=True)

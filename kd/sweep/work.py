@@ -1,18 +1,20 @@
 """One task of a sweep, in whatever process: its own log, its own outcome, never an exception of the run."""
 
+import os
 import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from kd import folder as folders
 from kd.errors import UserError
 from kd.files import ERROR, LOG, write_json
-from kd.locks import Busy, owner
+from kd.locks import BusyError, is_owned, owner
 from kd.schema import RunConfig, check
 from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
 
@@ -30,6 +32,7 @@ def perform(task: Task) -> Outcome:
         return Outcome(task, state, status, error, socket.gethostname(), time.perf_counter() - started)
 
     try:
+        os.chdir(task.cwd)
         task.folder.mkdir(parents=True, exist_ok=True)
         with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
             try:
@@ -37,7 +40,7 @@ def perform(task: Task) -> Outcome:
             except Exception:
                 traceback.print_exc(file=log)
                 raise
-    except Busy as busy:
+    except BusyError as busy:
         return outcome(ELSEWHERE, error=str(busy))
     except (UserError, OSError) as error:
         return outcome(FAILED, getattr(error, "status", UserError.status), _note(task, error))
@@ -54,7 +57,9 @@ def _do(task: Task, console: Console) -> None:
     config: RunConfig = check(OmegaConf.create(task.config))
     if task.network is not None:
         train_network(task, config, console)
-    else:
+    elif is_owned(task.folder):  # said before seconds are spent on the data
+        raise BusyError(task.folder)
+    elif folders.finished(task.folder, folders.config_hash(config)) is None:
         conduct(config, task.folder, console, group=task.group)
 
 
@@ -72,8 +77,6 @@ def _marked(path: Path) -> Iterator[None]:
 def _note(task: Task, error: Exception) -> str:
     """Leave error.txt in the folder, if there is room, and return the message."""
     text = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-    try:
+    with suppress(OSError):  # of a full disk, say: the sweep still hears of it
         (task.folder / ERROR).write_text(f"{text}\n\n{traceback.format_exc()}", encoding="utf-8")
-    except OSError:
-        pass  # a full disk, say: the sweep still hears of it
     return text

@@ -1,0 +1,208 @@
+"""Which jobs a sweep has: every combination of its values, each composed and checked before anything runs."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd import folder as folders
+from kd.cli import SWEEP_FLAGS, compose, compose_with_hydra, is_override, message
+from kd.errors import ConfigError
+from kd.files import ELSEWHERE
+from kd.schema import RunConfig, check
+
+SHOWN = 20  # mistakes that are told one by one
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. `overrides` are the values that are its own; `folder` is absolute."""
+
+    overrides: tuple[str, ...]
+    config: RunConfig
+    digest: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def words(self) -> str:
+        """What is this job's own, for people."""
+        return in_words(self.overrides)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key that is swept, and the overrides that set its values."""
+
+    key: str
+    overrides: tuple[str, ...]
+    is_group: bool  # a choice of config groups must be composed, a value can be set
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of a sweep, taken apart. `hydra` has where and how it runs, `fixed` what all jobs share."""
+
+    hydra: DictConfig
+    fixed: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    continuous: tuple[Override, ...]  # intervals, for a search
+    experiment: str
+    folder: Path
+
+
+def read_arguments(given: Sequence[str]) -> Arguments:
+    """Take the command line of a sweep apart. Raises `ConfigError`, or what Hydra raises for what it cannot read."""
+    words = [argument for argument in given if argument not in SWEEP_FLAGS]
+    if wrong := [word for word in words if not is_override(word)]:
+        raise ConfigError(f"A sweep takes key=value and group=choice, but got {' '.join(wrong)}.")
+    ours = [word for word in words if word.startswith(("hydra.", "hydra/")) and not word.startswith("hydra.mode=")]
+    if any(word.startswith("hydra.sweep.subdir=") for word in ours):
+        raise ConfigError("hydra.sweep.subdir cannot be set: a job's folder is named after what is its own.")
+    rest = [word for word in words if not word.startswith(("hydra.", "hydra/"))]
+    parsed = _parse(rest)
+    first = [_first(override) for override in parsed]
+    hydra = compose_with_hydra([*first, *ours])
+    for key, values in (hydra.hydra.sweeper.get("params") or {}).items():  # of an experiment's YAML
+        if key not in {override.get_key_element() for override in parsed}:
+            parsed += _parse([f"{key}={values}"])
+    experiment = str(hydra.hydra.runtime.choices.experiment)
+    swept = [override for override in parsed if override.is_sweep_override()]
+    experiments = next((o for o in swept if o.get_key_element() == "experiment"), None)
+    named = "+".join(experiments.sweep_string_iterator()) if experiments else experiment
+    return Arguments(
+        hydra=hydra.hydra,
+        fixed=tuple(str(override.input_line) for override in parsed if not override.is_sweep_override()),
+        axes=tuple(_axis(override, hydra) for override in swept if override.is_discrete_sweep()),
+        continuous=tuple(override for override in swept if not override.is_discrete_sweep()),
+        experiment=experiment,
+        folder=_folder(rest, ours, hydra, named),
+    )
+
+
+def grid(arguments: Arguments) -> list[tuple[str, ...]]:
+    """Every combination of the axes' values. Raises `ConfigError` for an interval, which has no end of them."""
+    if arguments.continuous:
+        raise ConfigError(
+            f"{arguments.continuous[0].input_line} has no list of values. Name some (a,b,c or range(...)), or let a "
+            "search choose them: hydra/sweeper=optuna."
+        )
+    return list(itertools.product(*(axis.overrides for axis in arguments.axes)))
+
+
+class Composer:
+    """Makes checked jobs of overrides. Groups are composed by Hydra, once per combination; plain values are set."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
+        self.is_group = {axis.key: axis.is_group for axis in arguments.axes}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._existing = {path.name[-8:]: path for path in arguments.folder.glob("*-????????") if path.is_dir()}
+
+    def job(self, overrides: tuple[str, ...]) -> Job:
+        """Compose and check one job. Raises `ConfigError`."""
+        values = [o for o in overrides if not self.is_group.get(_key(o), True)]
+        choices = tuple(o for o in overrides if o not in values)
+        if choices not in self._composed:
+            composed = compose([*self.arguments.fixed, *choices, *values])
+            composed.experiment = composed.experiment  # its name comes from what Hydra has composed last
+            self._composed[choices] = composed
+        composed = self._composed[choices]
+        for override in _parse(values):
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+        config = check(composed)
+        digest = folders.config_hash(config)
+        parent = self.arguments.folder
+        folder = self._existing.get(digest) or parent / f"{folders.short(overrides)}-{digest}"
+        return Job(overrides, config, digest, folders.unused(folder) if config.force else folder)
+
+    def jobs(self, combinations: Sequence[tuple[str, ...]]) -> list[Job]:
+        """Compose and check all jobs; a configuration written twice is one. Raises one error for all mistakes."""
+        jobs: dict[str, Job] = {}
+        mistakes: dict[str, list[str]] = {}
+        for overrides in combinations:
+            try:
+                job = self.job(overrides)
+                jobs.setdefault(job.digest, job)
+            except (ConfigError, HydraException, OmegaConfBaseException) as error:
+                text = message(error, [*self.arguments.fixed, *overrides])
+                mistakes.setdefault(text, []).append(" ".join(overrides) or "default")
+        refuse(mistakes, len(combinations))
+        return list(jobs.values())
+
+
+def in_words(overrides: Iterable[str]) -> str:
+    """Overrides without their groups: `temperature=2 seed=0`."""
+    parted = (override.partition("=") for override in overrides)
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parted) or "default"
+
+
+def refuse(mistakes: dict[str, list[str]], total: int) -> None:
+    """Raise one `ConfigError` for the mistakes found, each with the jobs that make it; nothing if there is none."""
+    if not mistakes:
+        return
+    wrong = len({job for jobs in mistakes.values() for job in jobs})
+    lines = [f"{wrong} of {total} jobs cannot run, so none was started:"]
+    for text, jobs in list(mistakes.items())[:SHOWN]:
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        lines.append(f"  {jobs[0]}{others}: {text}")
+    if len(mistakes) > SHOWN:
+        lines.append(f"  and {len(mistakes) - SHOWN} more mistakes")
+    raise ConfigError("\n".join(lines))
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    hydra = GlobalHydra.instance().hydra
+    loader = hydra.config_loader if hydra is not None else None
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+
+
+def _first(override: Override) -> str:
+    """An override that Hydra can compose alone: the first value of a sweep."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if override.is_discrete_sweep():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+    interval: Any = override.value()
+    return f"{override.get_key_element()}={interval.start}"
+
+
+def _axis(override: Override, composed: DictConfig) -> Axis:
+    key = override.get_key_element()
+    values = tuple(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
+    plain = key == override.key_or_group and OmegaConf.select(composed, key, default=None) is not None
+    mappings = any(isinstance(value, dict) for value in override.sweep_iterator())  # would be merged with the last one
+    is_group = not plain or mappings or key in composed.hydra.runtime.choices
+    return Axis(key, values, is_group)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _folder(jobs: list[str], ours: list[str], hydra: DictConfig, experiment: str) -> Path:
+    """The sweep's folder: it follows from its jobs, not from where they run."""
+    if any(word.startswith("hydra.sweep.dir=") for word in ours):
+        return Path(hydra.hydra.sweep.dir).resolve()
+    deciding = sorted(word for word in jobs if not _decides_nothing(word))
+    digest = hashlib.sha256("\n".join(deciding).encode()).hexdigest()[:8]
+    return (Path("outputs") / experiment / f"sweep-{digest}").resolve()
+
+
+def _decides_nothing(word: str) -> bool:
+    if word.startswith("debug="):  # debug=smoke shortens a run
+        return word in ("debug=true", "debug=false")
+    key = _key(word)
+    return key.partition(".")[0] in ELSEWHERE or key == "data.root"
