@@ -174,6 +174,12 @@ def check(cfg: DictConfig) -> RunConfig:
         raise ConfigError(unknown_key(str(error.full_key), cfg)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
+    check_rules(config)
+    return config
+
+
+def check_rules(config: RunConfig) -> None:
+    """Raise `ConfigError` for the first rule that a configuration of the right types breaks."""
     _check_common(config)
     hyper_parameters(vars(config.method))
     if config.method.initial and config.method.initial.epochs is not None:
@@ -182,7 +188,6 @@ def check(cfg: DictConfig) -> RunConfig:
     _check_data(config.data, config.teacher)
     if config.claim is not None:
         claims.check(config.claim, config)
-    return config
 
 
 def unknown_key(key: str, cfg: DictConfig | None) -> str:

@@ -1,7 +1,9 @@
 """Which jobs a sweep has: every combination of its values, each composed and checked before anything runs."""
 
+import copy
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from kd import folder as folders
 from kd.cli import SWEEP_FLAGS, compose, compose_with_hydra, is_override, message
 from kd.errors import ConfigError
 from kd.files import ELSEWHERE
-from kd.schema import RunConfig, check
+from kd.schema import RunConfig, check, check_rules
 
 SHOWN = 20  # mistakes that are told one by one
 
@@ -103,30 +105,54 @@ def grid(arguments: Arguments) -> list[tuple[str, ...]]:
 
 
 class Composer:
-    """Makes checked jobs of overrides. Groups are composed by Hydra, once per combination; plain values are set."""
+    """Makes checked jobs of overrides.
+
+    Config groups are composed by Hydra, once per combination of choices. A plain value is checked in full once per
+    such combination; jobs that only combine such values put them into a copy, and the rules between settings are
+    checked again: a sweep of thousands of jobs is ready in seconds.
+    """
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
-        self.is_group = {axis.key: axis.is_group for axis in arguments.axes}
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self.plain = {axis.key for axis in arguments.axes if not axis.is_group}
         self._existing = {path.name[-8:]: path for path in arguments.folder.glob("*-????????") if path.is_dir()}
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, bool]] = {}
+        self._bases: dict[tuple[str, ...], RunConfig] = {}
+        self._values: dict[tuple[tuple[str, ...], str], Any] = {}
 
     def job(self, overrides: tuple[str, ...]) -> Job:
-        """Compose and check one job. Raises `ConfigError`."""
-        values = [o for o in overrides if not self.is_group.get(_key(o), True)]
-        choices = tuple(o for o in overrides if o not in values)
+        """Compose and check one job. Raises `ConfigError`, or what Hydra raises."""
+        config = self._config(overrides)
+        digest = folders.config_hash(config)
+        folder = self._existing.get(digest) or self.arguments.folder / f"{folders.short(overrides)}-{digest}"
+        return Job(overrides, config, digest, folders.unused(folder) if config.force else folder)
+
+    def _config(self, overrides: tuple[str, ...]) -> RunConfig:
+        values = [override for override in overrides if _key(override) in self.plain]
+        choices = tuple(override for override in overrides if override not in values)
         if choices not in self._composed:
             composed = compose([*self.arguments.fixed, *choices, *values])
             composed.experiment = composed.experiment  # its name comes from what Hydra has composed last
-            self._composed[choices] = composed
-        composed = self._composed[choices]
-        for override in _parse(values):
-            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
-        config = check(composed)
-        digest = folders.config_hash(config)
-        parent = self.arguments.folder
-        folder = self._existing.get(digest) or parent / f"{folders.short(overrides)}-{digest}"
-        return Job(overrides, config, digest, folders.unused(folder) if config.force else folder)
+            self._composed[choices] = composed, bool(values) and not _others_follow(composed, self.plain)
+        composed, separable = self._composed[choices]
+        if not separable:
+            return check(_with(composed, values))
+        if choices not in self._bases:
+            self._bases[choices] = check(_with(composed, values))
+        config = copy.deepcopy(self._bases[choices])
+        for override in values:
+            _put(config, _key(override), self._typed(choices, override))
+        check_rules(config)
+        return config
+
+    def _typed(self, choices: tuple[str, ...], override: str) -> Any:
+        """A plain value as the configuration has it: of the type that stands there, or else converted by a check."""
+        if (choices, override) not in self._values:
+            value, key = _parse([override])[0].value(), _key(override)
+            if type(value) not in (int, float, bool) or type(value) is not type(_get(self._bases[choices], key)):
+                value = _get(check(_with(self._composed[choices][0], [override])), key)
+            self._values[choices, override] = value
+        return self._values[choices, override]
 
     def jobs(self, combinations: Sequence[tuple[str, ...]]) -> list[Job]:
         """Compose and check all jobs; a configuration written twice is one. Raises one error for all mistakes."""
@@ -161,6 +187,34 @@ def refuse(mistakes: dict[str, list[str]], total: int) -> None:
     if len(mistakes) > SHOWN:
         lines.append(f"  and {len(mistakes) - SHOWN} more mistakes")
     raise ConfigError("\n".join(lines))
+
+
+def _with(composed: DictConfig, values: Sequence[str]) -> DictConfig:
+    """A composed configuration with plain values set, as Hydra would."""
+    for override in _parse(values):
+        OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+    return composed
+
+
+def _others_follow(composed: DictConfig, keys: Iterable[str]) -> bool:
+    """Whether some setting may be taken from one of these keys, so that it changes with it."""
+    references = " ".join(re.findall(r"\$\{([^}]*)\}", OmegaConf.to_yaml(composed)))
+    return any(key.rpartition(".")[2] in references for key in keys)
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return config
+
+
+def _put(config: Any, key: str, value: Any) -> None:
+    parent, _, last = key.rpartition(".")
+    holder = _get(config, parent) if parent else config
+    if isinstance(holder, dict):
+        holder[last] = value
+    else:
+        setattr(holder, last, value)
 
 
 def _parse(words: Sequence[str]) -> list[Override]:
