@@ -197,9 +197,9 @@ def _with(composed: DictConfig, values: Sequence[str]) -> DictConfig:
 
 
 def _others_follow(composed: DictConfig, keys: Iterable[str]) -> bool:
-    """Whether some setting may be taken from one of these keys, so that it changes with it."""
+    """Whether some setting may be taken from one of these keys, or from a block with one, and so change with it."""
     references = " ".join(re.findall(r"\$\{([^}]*)\}", OmegaConf.to_yaml(composed)))
-    return any(key.rpartition(".")[2] in references for key in keys)
+    return any(part in references for key in keys for part in key.split("."))
 
 
 def _get(config: Any, key: str) -> Any:

@@ -30,7 +30,7 @@ class Summary:
         before = f", {counts[DONE]} of them finished before" if counts[DONE] else ""
         self._say(f"{shown(folder)}")
         self._say(
-            f"{len(self.book.records)} jobs{before}, {self.slots} at once; sweep.json there has the state of each"
+            f"{len(self.book.records)} jobs{before}, {self.slots} at once; the state of each is in sweep.json there"
         )
         if self.console.is_terminal and counts[PENDING]:
             self.bar = Progress(BarColumn(), TextColumn("{task.completed}/{task.total}"), State(self),
@@ -77,16 +77,14 @@ class Summary:
             self.console.print(self._table())
         failures = [r for r in self.book.records.values() if r.state in (FAILED, SKIPPED)]
         for record in failures:
-            status = f" with status {record.error['status']}" if record.state == FAILED and record.error else ""
-            self._say(
-                f"{record.state}{status}: {' '.join(record.overrides)}: {record.error and record.error['message']}"
-            )
+            error = record.error or {"status": 0, "message": ""}
+            status = f" with status {error['status']}" if record.state == FAILED else ""
+            self._say(f"{record.state}{status}: {in_words(record.overrides)}: {error['message']}")
             if record.state == FAILED:
                 self._say(f"  {shown(folder / record.name / LOG)}")
         if failures:
-            self._say(
-                f"{len(failures)} of {len(self.book.records)} jobs have no result; the same command retries them."
-            )
+            total = len(self.book.records)
+            self._say(f"{len(failures)} of {total} jobs have no result; the same command tries them again.")
         if counts[DONE]:
             self._say(f"one page that compares them: python -m kd.report {shown(folder)}")
 
