@@ -1,5 +1,6 @@
 """One task of a sweep, in whatever process: its own log, its own outcome, never an exception of the run."""
 
+import json
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from kd import folder as folders
 from kd.errors import UserError
-from kd.files import ERROR, LOG, write_json
+from kd.files import ERROR, LOG
 from kd.locks import BusyError, is_owned, owner
 from kd.schema import RunConfig, check
 from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
@@ -67,7 +68,7 @@ def _do(task: Task, console: Console) -> None:
 def _marked(path: Path) -> Iterator[None]:
     """Show who works on the task, for the summary; what is true is the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, owner())
+    path.write_text(json.dumps(owner()), encoding="utf-8")
     try:
         yield
     finally:
