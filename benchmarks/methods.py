@@ -114,8 +114,10 @@ def finished_runs() -> dict[str, dict[str, list[float | None]]]:
     """Test accuracies by method and arm, in the order of the seeds; None for a seed that has not run."""
     found: dict[str, dict[str, list[float | None]]] = {}
     for name in METHODS:
-        for path in sorted(ROOT.glob(f"outputs/cifar_small/sweep-*/method-{name}_seed-*/result.json")):
+        for path in sorted(ROOT.glob("outputs/cifar_small/sweep-*/*/result.json")):
             result = json.loads(path.read_text(encoding="utf-8"))
+            if result["method"]["name"] != name or result["seed"] not in SEEDS:
+                continue
             runs = found.setdefault(name, {arm: [None] * len(SEEDS) for arm in result["arms"]})
             for arm, block in result["arms"].items():
                 runs[arm][SEEDS.index(result["seed"])] = block["test"]["accuracy"]
