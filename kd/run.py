@@ -38,7 +38,7 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
-    from kd.tracking import Tracking
+    from kd.tracking.tracking import Tracking
     from kd.train import Trainings
 
     started = time.perf_counter()
@@ -51,7 +51,7 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
     with ExitStack() as ending:
         ending.enter_context(owned(folder))
         folders.prepare(folder, config)
-        tracking = Tracking(config, folder)
+        tracking = Tracking(config, folder, group)
         ending.callback(tracking.close)
         for line in (f"{config.experiment}  {folder}", *planned.describe()):
             console.print(line, highlight=False, markup=False, soft_wrap=True)

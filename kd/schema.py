@@ -28,7 +28,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
 }
 TRAINED = ("trained", "self", "ensemble", "random")  # by the run itself, unless teacher.path is given
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-LOGGERS = ("auto", "csv", "wandb")
+LOGGERS = ("auto", "csv", "wandb", "trackio", "tensorboard")
 
 
 @dataclass

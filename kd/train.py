@@ -1,6 +1,6 @@
 """Find a network in the store, or train it with Lightning and put it there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch import nn
 
 from kd import build
 from kd.callbacks import KeepBest, SaveEpoch, ShowProgress, Speed
-from kd.curves import TidyCsv
+from kd.curves import TidyCsv, read_metrics
 from kd.data import DistillationData
 from kd.distiller import Distiller
 from kd.errors import StoreError
@@ -37,7 +37,7 @@ class Trainings:
     folder: Path  # where unfinished trainings keep their checkpoint and curves
     settings: TrainerConfig
     console: Console
-    start_logger: Callable[[Recipe], WandbLogger | None]
+    start_logger: Callable[[Recipe, Sequence[dict[str, str]]], Logger | None]  # given the rows of the curves so far
     _obtained: dict[str, Entry] = field(default_factory=dict)
 
     def obtain(self, recipe: Recipe) -> Entry:
@@ -177,7 +177,7 @@ class Trainings:
             self._say(recipe, f"continuing after epoch {resumed} of {recipe.epochs}")
         curves.resume(resumed)
         best, speed = KeepBest(), Speed()
-        loggers = [curves, self.start_logger(recipe)]
+        loggers = [curves, self.start_logger(recipe, read_metrics(curves.path))]
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
             accelerator=self.settings.accelerator,

@@ -1,0 +1,52 @@
+"""TensorBoard: event files in the run folder, `tensorboard/<label>`, and the student's settings with its results."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from kd.errors import ConfigError
+from kd.tracking import names
+from kd.tracking.backend import Run
+
+FOLDER = "tensorboard"
+
+
+class TensorBoard:
+    """The event files of one run folder. Raises `ConfigError` without the package."""
+
+    errors: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, folder: Path, look: Path) -> None:
+        """`look` is the folder that the hint names: the run's, or its sweep's."""
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError("logger=tensorboard needs TensorBoard: pip install tensorboard")
+        self.folder = folder
+        self.hint = f"TensorBoard: tensorboard --logdir {look}"
+        self.open: dict[str, TensorBoardLogger] = {}
+
+    def knows(self, label: str) -> bool:
+        return (self.folder / FOLDER / label).is_dir()
+
+    def start(self, run: Run) -> Logger:
+        if self.knows(run.label):  # the new files hold all of it
+            shutil.rmtree(self.folder / FOLDER / run.label)
+        logger = TensorBoardLogger(self.folder, FOLDER, run.label, default_hp_metric=False)
+        self.open[run.label] = logger
+        return logger
+
+    def finish(self, run: Run, scalars: dict[str, float], result: dict[str, Any]) -> None:
+        """Log the final metrics; the student's with its settings, as a row of the HPARAMS table."""
+        logger, epochs = self.open[run.label], result["arms"][run.arm]["epochs"] or 0
+        if run.arm == names.STUDENT:
+            settings = {name: value for name, value in run.columns.items() if value is not None}
+            logger.log_hyperparams(settings, scalars, step=epochs)
+        else:
+            logger.log_metrics(scalars, step=epochs)
+
+    def close(self) -> None:
+        for logger in self.open.values():
+            logger.finalize("success")
+        self.open.clear()

@@ -1,0 +1,116 @@
+"""The dashboards of one run. Local files are the truth; nothing here may stop or hang a run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from kd.curves import read_metrics
+from kd.files import METRICS
+from kd.recipe import Recipe
+from kd.schema import RunConfig
+from kd.tracking import names, server
+from kd.tracking.backend import Backend, Run
+from kd.tracking.tensorboard import TensorBoard
+from kd.tracking.trackio import Trackio
+from kd.tracking.wandb import Wandb
+
+Row = dict[str, str]  # of metrics.csv
+
+
+class Tracking:
+    """What `logger=...` asks for: each training gets a log of its own, the student's also knows the other arms.
+
+    `sweep` is the group's name for the jobs of a sweep; a single run's is its experiment. A training that continues
+    after a cut has its log begun anew from the rows of metrics.csv: no point is lost, none comes twice. Raises
+    `ConfigError` if a package is missing.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, sweep: str | None = None) -> None:
+        self.config = config
+        self.folder = folder
+        self.group = sweep or config.experiment
+        self.backend, self._hint = _backend(config, folder, folder.parent if sweep else folder)
+        self.runs: dict[str, Run] = {}  # by label, open until `finish`
+
+    @property
+    def hint(self) -> str:
+        """One line for the user: where to look, or why there is nothing to see; or ""."""
+        return self.backend.hint if self.backend else self._hint
+
+    def start(self, recipe: Recipe, past: Sequence[Row] = ()) -> Logger | None:
+        """Begin the log of a training; `past` is what was logged before it was cut off. None without a dashboard."""
+        return self._start(recipe.label, recipe.key, past)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Log the final metrics of result.json, and close all logs.
+
+        The student has a log even where its network was found in the store, so that no job of a sweep is missing; so
+        have arms that an earlier process of this folder has trained before it was cut off.
+        """
+        rows = read_metrics(self.folder / METRICS)
+        for label in dict.fromkeys(row["arm"] for row in rows if row["epoch"]):
+            if label not in self.runs and (label == names.STUDENT or (self.backend and self.backend.knows(label))):
+                key = result["arms"].get(label, {}).get("store_key")
+                self._start(label, key, [row for row in rows if row["arm"] == label and row["epoch"]])
+        for label, run in self.runs.items():
+            if label in result["arms"]:  # a first stage, or a member of a teacher, is not evaluated
+                scalars = names.summary(result) if label == names.STUDENT else names.of_arm(label, result)
+                self._attempt(lambda backend, run=run, scalars=scalars: backend.finish(run, scalars, result))
+        self.close()
+
+    def close(self) -> None:
+        """Close all logs, whatever has become of the training."""
+        self._attempt(lambda backend: backend.close())
+        self.runs.clear()
+
+    def _start(self, label: str, key: str | None, past: Sequence[Row]) -> Logger | None:
+        run = self._describe(label, key)
+        logger: Logger | None = self._attempt(lambda backend: backend.start(run))
+        if logger is not None:
+            self.runs[label] = run
+            _replay(logger, run.arm, past)
+        return logger
+
+    def _describe(self, label: str, key: str | None) -> Run:
+        arm, method = label.partition("-")[0], self.config.method.name
+        columns = names.columns(self.config)
+        about = {"experiment": self.config.experiment, "group": self.group, "folder": self.folder.name}
+        content = {**columns, **about, "arm": arm, "store_key": key, names.WHOLE: asdict(self.config)}
+        return Run(label, arm, f"{self.folder.name}-{label}", self.group, [method, arm], columns, content)
+
+    def _attempt(self, action: Any) -> Any:
+        """Do something with the dashboard, if there is one; give it up at its first error."""
+        if self.backend is None:
+            return None
+        try:
+            return action(self.backend)
+        except self.backend.errors as error:
+            self._hint = f"logger={self.config.logger.kind}: {error}; metrics.csv has everything"
+            self.backend = None
+            return None
+
+
+def _backend(config: RunConfig, folder: Path, look: Path) -> tuple[Backend | None, str]:
+    """The dashboard of a configuration, and what to say if there is none."""
+    settings = config.logger
+    if settings.kind == "csv":
+        return None, ""
+    if settings.kind == "tensorboard":
+        return TensorBoard(folder, look), ""
+    if settings.kind == "trackio":
+        return Trackio(settings.project, folder), ""
+    mode, hint = server.mode(settings)
+    if mode == "off":
+        return None, hint
+    return Wandb(settings, folder, mode, hint, look), ""
+
+
+def _replay(logger: Logger, arm: str, rows: Sequence[Row]) -> None:
+    """Log again what metrics.csv has."""
+    for (epoch, step), points in groupby(rows, key=lambda row: (int(row["epoch"]), int(row["step"]))):
+        values = {f"{arm}/{row['name']}": float(row["value"]) for row in points}
+        logger.log_metrics({**values, "epoch": epoch}, step)

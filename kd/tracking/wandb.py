@@ -1,0 +1,135 @@
+"""Weights & Biases: one run per trained arm, offline where there is no login or no network."""
+
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger
+
+from kd.schema import LoggerConfig
+from kd.tracking import names
+from kd.tracking.backend import Points, Run
+
+FOLDER, COMPLETE = "wandb", "complete"  # `kd.sync` uploads what lies beside the marker
+FINISH_TIMEOUT_S = 60.0
+
+
+class Wandb:
+    """The W&B runs of one run folder: they lie in its `wandb/`, whose names tell each label's W&B id."""
+
+    def __init__(
+        self, settings: LoggerConfig, folder: Path, mode: Literal["online", "offline"], hint: str, upload: Path
+    ) -> None:
+        """`upload` is the folder that the hint names: the run's, or its sweep's."""
+        import wandb
+
+        self.errors: tuple[type[Exception], ...] = (wandb.errors.Error, OSError)
+        self.settings = settings
+        self.folder = folder
+        self.mode = mode
+        self.hint = hint
+        self.upload = upload
+        self.open: dict[str, Any] = {}  # W&B runs by label
+        self._evaluated = False
+
+    def knows(self, label: str) -> bool:
+        return bool(self._earlier(label))
+
+    def start(self, run: Run) -> Logger:
+        import wandb
+
+        earlier = self._earlier(run.label)
+        for folder in earlier:
+            if folder.name.startswith("offline-"):  # the new log holds all of it: two would overwrite each other
+                shutil.rmtree(folder)
+        self._marker.unlink(missing_ok=True)
+        identity = _identity(earlier[0], run.label) if earlier else f"{secrets.token_hex(4)}-{run.label}"
+        opened = wandb.init(
+            project=self.settings.project,
+            entity=self.settings.entity,
+            id=identity,
+            resume="allow" if self.mode == "online" else None,
+            name=run.name,
+            group=run.group,
+            job_type=run.arm,
+            tags=[*self.settings.tags, *run.tags],
+            config=run.content,
+            dir=str(self.folder),
+            mode=self.mode,
+            reinit="create_new",  # the arms' runs are open side by side until their test metrics are known
+            settings=_settings(),
+        )
+        opened.define_metric(names.GLOBAL_STEP)
+        opened.define_metric("*", step_metric=names.GLOBAL_STEP, step_sync=True)
+        self.open[run.label] = opened
+        return _Points(run.label, opened)
+
+    def finish(self, run: Run, scalars: dict[str, float], result: dict[str, Any]) -> None:
+        """Log the arm's test metrics and tables. The student's run knows all arms, to compare."""
+        opened = self.open[run.label]
+        own = {name: value for name, value in scalars.items() if name.startswith(f"{run.arm}/")}
+        opened.log({**own, **_tables(run.arm, result["arms"][run.arm]["test"], result["data"]["classes"])})
+        opened.summary.update(scalars)
+        self._evaluated = True
+
+    def close(self) -> None:
+        for opened in self.open.values():
+            opened.finish()
+        if self.open and self.mode == "offline":
+            if self._evaluated:
+                self._marker.touch()
+            reason = self.hint or "W&B: logging offline"
+            self.hint = f"{reason}; upload with: python -m kd.sync {self.upload}"
+        self.open.clear()
+
+    @property
+    def _marker(self) -> Path:
+        return self.folder / FOLDER / COMPLETE
+
+    def _earlier(self, label: str) -> list[Path]:
+        """The W&B folders of this label's run, of earlier processes too."""
+        found = sorted((self.folder / FOLDER).glob("*run-*"))
+        return [folder for folder in found if _identity(folder, label)]
+
+
+class _Points(Points):
+    def __init__(self, label: str, run: Any) -> None:
+        super().__init__(label)
+        self.run = run
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        if step < self.run.starting_step:
+            return  # the server has it from before the run was cut off
+        ends_epoch = any("/train/" in name for name in metrics)  # validation comes first
+        self.run.log({**metrics, names.GLOBAL_STEP: step}, step=step, commit=ends_epoch)
+
+
+def _identity(folder: Path, label: str) -> str:
+    """The W&B id in the name of a W&B folder; "" if that belongs to another label."""
+    found = re.fullmatch(rf"(?:offline-)?run-\d+_\d+-([0-9a-f]{{8}}-{re.escape(label)})", folder.name)
+    return found[1] if found else ""
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True, console="off", x_disable_stats=True, init_timeout=30, finish_timeout=FINISH_TIMEOUT_S
+    )
+
+
+def _tables(arm: str, test: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    import wandb
+
+    confusion = [
+        [actual, predicted, count]
+        for actual, row in zip(classes, test["confusion"], strict=True)
+        for predicted, count in zip(classes, row, strict=True)
+    ]
+    accuracies = [list(row) for row in zip(classes, test["per_class_accuracy"], strict=True)]
+    return {
+        names.test(arm, "confusion"): wandb.Table(["actual", "predicted", "images"], confusion),
+        names.test(arm, "per_class_accuracy"): wandb.Table(["class", "accuracy"], accuracies),
+    }
