@@ -1,8 +1,8 @@
 """Upload to Weights & Biases what ran offline (logger=wandb without a login or a network).
 
-Finds the offline runs below run folders and hands those that are complete to W&B's own `wandb sync`, which marks what it
-has uploaded; the same command again uploads the rest. A run that was cut off is complete once the same kd.run command
-has continued it; --unfinished uploads it as it is.
+Finds the offline runs below run folders and hands those that are complete to W&B's own `wandb sync`, which marks what
+it has uploaded; the same command again uploads the rest. A run that was cut off is complete once the same kd.run
+command has continued it; --unfinished uploads it as it is.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def _wandb() -> list[str]:
 
 
 def _sync(command: list[str], runs: list[Path], seconds: float) -> str:
-    """Run `wandb sync` in a process group of its own, so that it can be ended with all its helpers; return its words."""
+    """Run `wandb sync`, in a process group of its own so that it can be ended with its helpers; return its words."""
     process = subprocess.Popen(
         [*command, "sync", *map(str, runs)],
         stdin=subprocess.DEVNULL,
