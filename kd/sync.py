@@ -20,6 +20,7 @@ from kd.tracking import server
 
 WANDB, COMPLETE, SYNCED = "wandb", "complete", "*.wandb.synced"
 BATCH = 20  # runs that one `wandb sync` uploads: it takes seconds to start
+SAID_LINES = 12  # of what it said that are shown, the last ones
 FAILED = 6
 
 
@@ -44,16 +45,28 @@ def find(folders: list[Path], unfinished: bool = False) -> list[Found]:
     return [Found(path, _state(path, unfinished)) for path in sorted(found)]
 
 
-def upload(runs: list[Path], command: list[str], seconds_each: float) -> Iterator[tuple[Path, str]]:
-    """Upload the runs, batch by batch; yield each with what went wrong, "" if nothing did.
+def upload(runs: list[Path], command: list[str], seconds_each: float) -> Iterator[tuple[list[Path], str]]:
+    """Upload the runs, batch by batch; yield the runs that were tried, and what `wandb sync` said where one failed.
 
-    `wandb sync` ends with status 0 whatever happens: its marker beside a run is what tells.
+    `wandb sync` ends with status 0 whatever becomes of a run: its marker beside the run is what tells (`uploaded`). If
+    it crashed, each run that it had not uploaded is tried again alone, so that one bad run stops no other.
     """
     for start in range(0, len(runs), BATCH):
         batch = runs[start : start + BATCH]
-        said = _sync(command, batch, seconds_each * len(batch))
-        for run in batch:
-            yield run, "" if any(run.glob(SYNCED)) else said
+        crashed, said = _sync(command, batch, seconds_each * len(batch))
+        left = [run for run in batch if not uploaded(run)]
+        if crashed and len(batch) > 1:
+            yield [run for run in batch if uploaded(run)], ""
+            for run in left:
+                _, said = _sync(command, [run], seconds_each)
+                yield [run], "" if uploaded(run) else said
+        else:
+            yield batch, said if left else ""
+
+
+def uploaded(run: Path) -> bool:
+    """Whether W&B has marked an offline run as uploaded."""
+    return any(run.glob(SYNCED))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="only show what there is")
     parser.add_argument("--unfinished", action="store_true", help="also upload runs that were cut off")
     parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="SECONDS", help="for one run (default: %(default)s)"
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="for one run (default: %(default)g)"
     )
     given = parser.parse_args(arguments)
     try:
@@ -93,13 +106,12 @@ def _upload_all(runs: list[Path], seconds_each: float) -> int:
     if not server.reachable():
         print(f"{server.host()} cannot be reached. Nothing was uploaded.", file=sys.stderr)
         return len(runs)
-    failed = 0
-    for run, problem in upload(runs, _wandb(), seconds_each):
-        print(f"{'failed' if problem else 'uploaded':<10}  {_short(run)}", flush=True)
+    for tried, problem in upload(runs, _wandb(), seconds_each):
+        for run in tried:
+            print(f"{'uploaded' if uploaded(run) else 'failed':<10}  {_short(run)}", flush=True)
         if problem:
-            failed += 1
-            print(problem, file=sys.stderr)
-    return failed
+            print("\n".join(["wandb sync said:", *problem.splitlines()[-SAID_LINES:]]), file=sys.stderr)
+    return sum(not uploaded(run) for run in runs)
 
 
 def _summary(runs: list[Found], uploaded: int, *, listed: bool) -> str:
@@ -122,7 +134,7 @@ def _offline_runs(folder: Path) -> Iterator[Path]:
 
 
 def _state(run: Path, unfinished: bool) -> str:
-    if any(run.glob(SYNCED)):
+    if uploaded(run):
         return "synced"
     return "upload" if unfinished or (run.parent / COMPLETE).exists() else "unfinished"
 
@@ -132,8 +144,8 @@ def _wandb() -> list[str]:
     return [found] if (found := shutil.which("wandb")) else [sys.executable, "-m", "wandb"]
 
 
-def _sync(command: list[str], runs: list[Path], seconds: float) -> str:
-    """Run `wandb sync`, in a process group of its own so that it can be ended with its helpers; return its words."""
+def _sync(command: list[str], runs: list[Path], seconds: float) -> tuple[bool, str]:
+    """Run `wandb sync`; return whether it crashed, and its words. Its process group is ended when its time is over."""
     process = subprocess.Popen(
         [*command, "sync", *map(str, runs)],
         stdin=subprocess.DEVNULL,
@@ -147,11 +159,11 @@ def _sync(command: list[str], runs: list[Path], seconds: float) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return f"`wandb sync` did not end within {seconds:g} s and was stopped; --timeout gives it longer."
+        return False, f"It did not end within {seconds:g} s and was stopped; --timeout gives it longer."
     except BaseException:  # Ctrl-C reaches only this process
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    return said or f"`wandb sync` ended with status {process.returncode} and said nothing."
+    return process.returncode != 0, said or f"Nothing, and ended with status {process.returncode}."
 
 
 def _short(path: Path) -> str:
