@@ -17,6 +17,7 @@ def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         yield folder
 
 

@@ -38,6 +38,12 @@ def points_over(other: str) -> str:
     return f"{STUDENT}/test/points_over_{other}"
 
 
+def headlines(scalars: dict[str, float]) -> dict[str, float]:
+    """Of many scalars those that a table of runs has room for: accuracies on all classes, and differences."""
+    ends = (test("", "accuracy"), selected("", "accuracy"))
+    return {name: value for name, value in scalars.items() if name.endswith(ends) or points_over("") in name}
+
+
 def of_arm(arm: str, result: dict[str, Any]) -> dict[str, float]:
     """The scalars of one arm of a result.json; what is unknown (a class without test images) is left out."""
     block = result["arms"][arm]

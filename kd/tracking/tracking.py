@@ -1,12 +1,14 @@
 """The dashboards of one run. Local files are the truth; nothing here may stop or hang a run."""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from kd.curves import read_metrics
 from kd.files import METRICS
@@ -19,6 +21,7 @@ from kd.tracking.trackio import Trackio
 from kd.tracking.wandb import Wandb
 
 Row = dict[str, str]  # of metrics.csv
+Result = TypeVar("Result")
 
 
 class Tracking:
@@ -53,13 +56,12 @@ class Tracking:
         """
         rows = read_metrics(self.folder / METRICS)
         for label in dict.fromkeys(row["arm"] for row in rows if row["epoch"]):
-            if label not in self.runs and (label == names.STUDENT or (self.backend and self.backend.knows(label))):
+            if label not in self.runs and (label == names.STUDENT or self._known(label)):
                 key = result["arms"].get(label, {}).get("store_key")
                 self._start(label, key, [row for row in rows if row["arm"] == label and row["epoch"]])
         for label, run in self.runs.items():
             if label in result["arms"]:  # a first stage, or a member of a teacher, is not evaluated
-                scalars = names.summary(result) if label == names.STUDENT else names.of_arm(label, result)
-                self._attempt(lambda backend, run=run, scalars=scalars: backend.finish(run, scalars, result))
+                self._finish(run, result)
         self.close()
 
     def close(self) -> None:
@@ -69,11 +71,20 @@ class Tracking:
 
     def _start(self, label: str, key: str | None, past: Sequence[Row]) -> Logger | None:
         run = self._describe(label, key)
-        logger: Logger | None = self._attempt(lambda backend: backend.start(run))
-        if logger is not None:
-            self.runs[label] = run
-            _replay(logger, run.arm, past)
+        self._attempt(lambda backend: backend.start(run))
+        if self.backend is None:
+            return None
+        self.runs[label] = run
+        logger = _Log(label, lambda metrics, step: self._attempt(lambda backend: backend.log(run, metrics, step)))
+        _replay(logger, run.arm, past)
         return logger
+
+    def _known(self, label: str) -> bool:
+        return bool(self._attempt(lambda backend: backend.knows(label)))
+
+    def _finish(self, run: Run, result: dict[str, Any]) -> None:
+        scalars = names.summary(result) if run.label == names.STUDENT else names.of_arm(run.arm, result)
+        self._attempt(lambda backend: backend.finish(run, scalars, result))
 
     def _describe(self, label: str, key: str | None) -> Run:
         arm, method = label.partition("-")[0], self.config.method.name
@@ -82,16 +93,42 @@ class Tracking:
         content = {**columns, **about, "arm": arm, "store_key": key, names.WHOLE: asdict(self.config)}
         return Run(label, arm, f"{self.folder.name}-{label}", self.group, [method, arm], columns, content)
 
-    def _attempt(self, action: Any) -> Any:
+    def _attempt(self, action: Callable[[Backend], Result]) -> Result | None:
         """Do something with the dashboard, if there is one; give it up at its first error."""
         if self.backend is None:
             return None
         try:
             return action(self.backend)
-        except self.backend.errors as error:
+        except Exception as error:  # of whatever kind: said to the user, and no reason to stop a training
             self._hint = f"logger={self.config.logger.kind}: {error}; metrics.csv has everything"
             self.backend = None
             return None
+
+
+class _Log(Logger):
+    """The Lightning logger of one training: hands its points to the dashboard."""
+
+    def __init__(self, label: str, log: Callable[[dict[str, float], int], None]) -> None:
+        super().__init__()
+        self.label = label
+        self.log = log
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert step is not None, "a point has its step"
+        self.log(dict(metrics), step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration is logged when the run starts."""
 
 
 def _backend(config: RunConfig, folder: Path, look: Path) -> tuple[Backend | None, str]:

@@ -4,24 +4,19 @@ import hashlib
 import importlib.util
 import io
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-
 from kd.errors import ConfigError
-from kd.tracking.backend import Points, Run
+from kd.tracking.backend import Run
 
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 class Trackio:
     """The trackio runs of one run folder. Raises `ConfigError` without the package, or where it would use a network."""
-
-    errors: tuple[type[Exception], ...] = (OSError, sqlite3.Error)
 
     def __init__(self, project: str, folder: Path) -> None:
         if importlib.util.find_spec("trackio") is None:
@@ -41,23 +36,28 @@ class Trackio:
         self.project = project
         self.folder = folder
         self.hint = f'trackio: trackio show --project "{project}"  (files in {trackio.utils.TRACKIO_DIR})'
-        self.current: Any = None  # trackio has one run open at a time
+        self.current: Any = None  # trackio has one run open at a time, that of the training at work
 
     def knows(self, label: str) -> bool:
         return bool(self._earlier(label))
 
-    def start(self, run: Run) -> Logger:
+    def start(self, run: Run) -> None:
         for earlier in self._earlier(run.label):  # the new run holds all of it
             earlier.delete()
-        return _Points(run.label, self._open(run, "never"))
+        self._open(run, "never")
+
+    def log(self, run: Run, metrics: dict[str, float], step: int) -> None:
+        self.current.log(metrics, step=step)
 
     def finish(self, run: Run, scalars: dict[str, float], result: dict[str, Any]) -> None:
         self._open(run, "allow").log(scalars)
 
     def close(self) -> None:
+        import trackio
+
         if self.current is not None:
             with _quietly():
-                self.current.finish()
+                trackio.finish()
             self.current = None
 
     def _open(self, run: Run, resume: str) -> Any:
@@ -91,15 +91,6 @@ class Trackio:
         except ValueError:  # no such project yet
             return []
         return [run for run in found if run.name == self._name(label)]
-
-
-class _Points(Points):
-    def __init__(self, label: str, run: Any) -> None:
-        super().__init__(label)
-        self.run = run
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.run.log(metrics, step=step)
 
 
 @contextmanager

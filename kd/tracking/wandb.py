@@ -1,16 +1,15 @@
 """Weights & Biases: one run per trained arm, offline where there is no login or no network."""
 
+import os
 import re
 import secrets
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import Logger
-
 from kd.schema import LoggerConfig
 from kd.tracking import names
-from kd.tracking.backend import Points, Run
+from kd.tracking.backend import Run
 
 FOLDER, COMPLETE = "wandb", "complete"  # `kd.sync` uploads what lies beside the marker
 FINISH_TIMEOUT_S = 60.0
@@ -23,9 +22,6 @@ class Wandb:
         self, settings: LoggerConfig, folder: Path, mode: Literal["online", "offline"], hint: str, upload: Path
     ) -> None:
         """`upload` is the folder that the hint names: the run's, or its sweep's."""
-        import wandb
-
-        self.errors: tuple[type[Exception], ...] = (wandb.errors.Error, OSError)
         self.settings = settings
         self.folder = folder
         self.mode = mode
@@ -37,7 +33,7 @@ class Wandb:
     def knows(self, label: str) -> bool:
         return bool(self._earlier(label))
 
-    def start(self, run: Run) -> Logger:
+    def start(self, run: Run) -> None:
         import wandb
 
         earlier = self._earlier(run.label)
@@ -45,6 +41,7 @@ class Wandb:
             if folder.name.startswith("offline-"):  # the new log holds all of it: two would overwrite each other
                 shutil.rmtree(folder)
         self._marker.unlink(missing_ok=True)
+        os.environ.pop("WANDB_SERVICE", None)  # a parent's W&B process would hold the runs of jobs that were killed
         identity = _identity(earlier[0], run.label) if earlier else f"{secrets.token_hex(4)}-{run.label}"
         opened = wandb.init(
             project=self.settings.project,
@@ -56,7 +53,7 @@ class Wandb:
             job_type=run.arm,
             tags=[*self.settings.tags, *run.tags],
             config=run.content,
-            dir=str(self.folder),
+            dir=str(self.folder.resolve()),  # W&B's own process may have been started in another folder
             mode=self.mode,
             reinit="create_new",  # the arms' runs are open side by side until their test metrics are known
             settings=_settings(),
@@ -64,7 +61,13 @@ class Wandb:
         opened.define_metric(names.GLOBAL_STEP)
         opened.define_metric("*", step_metric=names.GLOBAL_STEP, step_sync=True)
         self.open[run.label] = opened
-        return _Points(run.label, opened)
+
+    def log(self, run: Run, metrics: dict[str, float], step: int) -> None:
+        opened = self.open[run.label]
+        if step < opened.starting_step:
+            return  # the server has it from before the run was cut off
+        ends_epoch = any("/train/" in name for name in metrics)  # validation comes first
+        opened.log({**metrics, names.GLOBAL_STEP: step}, step=step, commit=ends_epoch)
 
     def finish(self, run: Run, scalars: dict[str, float], result: dict[str, Any]) -> None:
         """Log the arm's test metrics and tables. The student's run knows all arms, to compare."""
@@ -92,18 +95,6 @@ class Wandb:
         """The W&B folders of this label's run, of earlier processes too."""
         found = sorted((self.folder / FOLDER).glob("*run-*"))
         return [folder for folder in found if _identity(folder, label)]
-
-
-class _Points(Points):
-    def __init__(self, label: str, run: Any) -> None:
-        super().__init__(label)
-        self.run = run
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if step < self.run.starting_step:
-            return  # the server has it from before the run was cut off
-        ends_epoch = any("/train/" in name for name in metrics)  # validation comes first
-        self.run.log({**metrics, names.GLOBAL_STEP: step}, step=step, commit=ends_epoch)
 
 
 def _identity(folder: Path, label: str) -> str:
