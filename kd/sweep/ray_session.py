@@ -1,0 +1,127 @@
+"""Ray itself: started on this machine for one sweep, or found running; and what it has to offer."""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kd.errors import ConfigError
+from kd.locks import LOCK, is_owned, owned
+
+PREFIX = "kd-ray-"  # of the folders with the sockets and logs of the Rays that were started here
+OBJECT_STORE = 80 * 1024**2  # bytes; tasks and outcomes are small, and less than 75 MiB is refused
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What there is to reserve: sums over all machines."""
+
+    cpus: float
+    gpus: float
+    most_gpus: float  # of one machine
+
+
+class Session:
+    """A connection to Ray. `address` None: Ray is started here, and ended by `close`."""
+
+    def __init__(self, address: str | None) -> None:
+        self.is_ours = address is None
+        self._open = ExitStack()
+        with ExitStack() as opening:
+            # what a running cluster has (processors, memory for objects) must not be given
+            settings = _settings_here(opening) if address is None else {"address": address}
+            with _signal_handlers_kept():
+                _initialise(settings, address)
+            self._open = opening.pop_all()
+
+    def offer(self) -> Offer:
+        """What the cluster's living machines have, whether it is in use or not."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = [node.get("GPU", 0.0) for node in nodes]
+        return Offer(sum(node.get("CPU", 0.0) for node in nodes), sum(gpus), max(gpus, default=0.0))
+
+    def close(self) -> None:
+        """End what was started here, its processes and its folder; let go of a cluster."""
+        import ray
+
+        ray.shutdown()
+        self._open.close()
+
+
+def require_ray() -> None:
+    """Raise `ConfigError` where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError('hydra/launcher=ray needs the package ray, which is not installed: pip install "kd[ray]"')
+
+
+def _initialise(settings: dict[str, Any], address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    import ray
+    from ray._private import worker
+
+    # Ray's words on a worker that died: a screenful each, on standard output. An outcome says it in a sentence.
+    worker._worker_logs_enabled = False
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise ConfigError(f"Ray cannot be started on this machine: {error}") from error
+        raise ConfigError(
+            f"Cannot use a Ray cluster at hydra.launcher.address={address}: {error} Start one with `ray start --head`, "
+            "run the sweep on one of its machines, or leave the address out to start Ray on this machine alone."
+        ) from error
+
+
+def _settings_here(opening: ExitStack) -> dict[str, Any]:
+    """A small Ray: no dashboard, and no processor cores, for each of which it would start a worker that stays idle.
+
+    How many jobs run at once is up to the launcher; the GPUs are found and given out by Ray.
+    """
+    return {
+        "address": "local",  # whatever RAY_ADDRESS says
+        "num_cpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE,
+        "_temp_dir": str(opening.enter_context(_temporary_folder())),
+    }
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder with a short name, as names of sockets must be; those that killed processes left are removed."""
+    parent = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    for left in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another user's
+            if (left / LOCK).exists() and not is_owned(left):
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    try:
+        with owned(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Ray takes over SIGTERM, and would end with a status of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
