@@ -53,11 +53,10 @@ class RayLauncher(Launcher):
                 f"but got {gpus_per_job!r}."
             )
         self.cpus_per_job = integer("hydra.launcher.cpus_per_job", cpus_per_job, low=1)
-        if address is not None and not isinstance(address, str):
-            raise ConfigError(f"Expected `hydra.launcher.address` to be auto or HOST:PORT, but got {address!r}.")
-        self.address = address
+        self.address = None if address is None else str(address)
         require_ray()
         self._open: tuple[Session, _Share] | None = None
+        self._idle: list[Hired] = []
 
     def slots(self) -> int:
         return self.given_slots or self._started()[1].slots
@@ -67,7 +66,7 @@ class RayLauncher(Launcher):
 
         session, share = self._started()
         coming, more = iter(tasks), True
-        idle: list[Hired] = []
+        idle = self._idle
         busy: dict[Any, tuple[Hired, Task]] = {}
         try:
             while True:
@@ -79,7 +78,7 @@ class RayLauncher(Launcher):
                     else:
                         worker = self._worker(idle, gpus, session)
                         busy[worker.actor.do.remote(work.perform, task)] = worker, task
-                if not more:  # one that has nothing to do keeps its GPU from others, from the rest of this sweep too
+                if not more and not self._may_wait(idle, busy):
                     _dismiss(idle)
                 if not busy:
                     return
@@ -91,13 +90,13 @@ class RayLauncher(Launcher):
                     _dismiss(idle, worker)
                 yield outcome
         finally:
-            _dismiss(idle)
             for worker, task in busy.values():
                 ray.kill(worker.actor)
                 task.mark.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._open is not None:
+            _dismiss(self._idle)
             self._open[0].close()
             self._open = None
 
@@ -114,20 +113,30 @@ class RayLauncher(Launcher):
 
     def _share(self, session: Session) -> _Share:
         offer = session.offer()
-        wanted = self.given_gpus
-        gpus = min(1.0, offer.most_gpus) if wanted is None else wanted
-        cpus = cpu_count() if session.is_ours else offer.cpus
-        fitting = offer.gpus // gpus if gpus else cpus // self.cpus_per_job
-        share = _Share(self.given_slots or max(1, int(fitting)), gpus, offer.most_gpus)
+        gpus = min(1.0, offer.most_gpus) if self.given_gpus is None else self.given_gpus
+        if gpus:
+            fitting = int(offer.gpus / gpus) if gpus >= 1 else int(offer.gpus) * int(1 / gpus)
+        else:
+            fitting = int(cpu_count() if session.is_ours else offer.cpus) // self.cpus_per_job
+        share = _Share(self.given_slots or max(1, fitting), gpus, offer.most_gpus)
         if gpus > offer.most_gpus:
             raise ConfigError(_too_many(gpus, share, f"hydra.launcher.gpus_per_job={gpus:g} asks for"))
         if session.is_ours and gpus and share.slots > fitting:
             raise ConfigError(
-                f"hydra.launcher.slots={share.slots} with {gpus:g} GPUs per job needs {share.slots * gpus:g} GPUs, but "
-                f"this machine has {offer.gpus:g}. Set hydra.launcher.slots={int(fitting)}, leave it out, or let jobs "
-                f"share a GPU: hydra.launcher.gpus_per_job={offer.gpus / share.slots:.2g}."
+                f"hydra.launcher.slots={share.slots} with hydra.launcher.gpus_per_job={gpus:g} is more than the "
+                f"{_gpus_in_words(offer.gpus)} of this machine can hold: {fitting}. Lower one of them; with 0.5 GPUs "
+                "per job two jobs share each."
             )
         return share
+
+    def _may_wait(self, idle: list[Hired], busy: dict[Any, tuple[Hired, Task]]) -> bool:
+        """Whether workers without a task may stay for the next `run`, for they keep a GPU from nobody.
+
+        On this machine there is room for `slots` workers of the usual size; another size may be waiting for room.
+        """
+        session, share = self._started()
+        sizes = {worker.gpus for worker in (*idle, *(worker for worker, _ in busy.values()))}
+        return session.is_ours and sizes <= {0.0, share.gpus_per_job}
 
     def _worker(self, idle: list[Hired], gpus: float, session: Session) -> Hired:
         """Take one that waits and has as many GPUs, else start one: where there may be no room for those that wait."""
@@ -150,8 +159,12 @@ def _gpus(task: Task, share: _Share) -> float:
 
 
 def _too_many(gpus: float, share: _Share, who: str) -> str:
-    there = f"{share.most_gpus:g} on one machine" if share.most_gpus else "no GPU"
-    return f"{who} {gpus:g} GPUs, but Ray has {there}. Lower hydra.launcher.gpus_per_job or trainer.devices."
+    there = f"{_gpus_in_words(share.most_gpus)} on one machine" if share.most_gpus else "no GPU"
+    return f"{who} {_gpus_in_words(gpus)}, but Ray has {there}. Lower hydra.launcher.gpus_per_job or trainer.devices."
+
+
+def _gpus_in_words(number: float) -> str:
+    return f"{number:g} GPU{'s' * (number != 1)}"
 
 
 def _dismiss(idle: list[Hired], *only: Hired) -> None:

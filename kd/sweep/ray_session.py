@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ class Session:
 
     def __init__(self, address: str | None) -> None:
         self.is_ours = address is None
+        if address is not None:
+            _check_address(address)
         self._open = ExitStack()
         with ExitStack() as opening:
             # what a running cluster has (processors, memory for objects) must not be given
@@ -66,9 +69,10 @@ def require_ray() -> None:
 
 def _initialise(settings: dict[str, Any], address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray").setLevel(logging.ERROR)
     import ray
     from ray._private import worker
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
     # Ray's words on a worker that died: a screenful each, on standard output. An outcome says it in a sentence.
     worker._worker_logs_enabled = False
@@ -77,10 +81,30 @@ def _initialise(settings: dict[str, Any], address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise ConfigError(f"Ray cannot be started on this machine: {error}") from error
+        raise ConfigError(_no_cluster(address, error)) from error
+
+
+def _check_address(address: str) -> None:
+    """Raise `ConfigError` where nothing listens: Ray itself would try for two minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
         raise ConfigError(
-            f"Cannot use a Ray cluster at hydra.launcher.address={address}: {error} Start one with `ray start --head`, "
-            "run the sweep on one of its machines, or leave the address out to start Ray on this machine alone."
-        ) from error
+            f"Expected `hydra.launcher.address` to be auto or HOST:PORT, but got {address!r}. A sweep is started on "
+            "one of the cluster's machines, where auto will do."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(_no_cluster(address, error)) from error
+
+
+def _no_cluster(address: str, error: Exception) -> str:
+    return (
+        f"Cannot use a Ray cluster at hydra.launcher.address={address} ({str(error).rstrip('.')}). Start one with `ray "
+        "start --head`, run the sweep on one of its machines, or leave the address out to use this machine alone."
+    )
 
 
 def _settings_here(opening: ExitStack) -> dict[str, Any]:

@@ -95,9 +95,7 @@ def _why(error: Exception, task: Task) -> str:
     elif code := re.search(r"exit code (\d+)", str(error)):
         why = f"{worker} ended with exit code {code[1]}."
     else:
-        why = (
-            f"{worker} is gone: killed (kill -9; by the system, out of memory), crashed, or its machine is lost."
-        )
+        why = f"{worker} is gone: killed (kill -9; by the system, out of memory), crashed, or its machine is lost."
     return f"{why} What it said: {task.folder / LOG}. The same command continues it."
 
 

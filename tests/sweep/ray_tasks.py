@@ -34,8 +34,9 @@ def by_value() -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def tasks(folder: Path, number: int, **config: Any) -> list[Task]:
-    made = [Task(f"job-{n}", dict(config), folder / f"job-{n}", folder / f"job-{n}.mark") for n in range(number)]
+def tasks(folder: Path, number: int, name: str = "job", **config: Any) -> list[Task]:
+    names = [f"{name}-{n}" for n in range(number)]
+    made = [Task(name, dict(config), folder / name, folder / f"{name}.mark") for name in names]
     for task in made:
         task.folder.mkdir()
     return made
