@@ -7,9 +7,10 @@ change to another, and that does one task after the other, since importing what 
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from joblib import cpu_count
 
@@ -67,7 +68,7 @@ class RayLauncher(Launcher):
         session, share = self._started()
         coming, more = iter(tasks), True
         idle = self._idle
-        busy: dict[Any, tuple[Hired, Task]] = {}
+        busy: dict[Future[Outcome], tuple[Hired, Task]] = {}
         try:
             while True:
                 while more and len(busy) < share.slots:
@@ -77,12 +78,13 @@ class RayLauncher(Launcher):
                         yield Outcome(task, FAILED, ConfigError.status, _too_many(gpus, share, f"{task.name} needs"))
                     else:
                         worker = self._worker(idle, gpus, session)
-                        busy[worker.actor.do.remote(work.perform, task)] = worker, task
+                        busy[worker.actor.do.remote(work.perform, task).future()] = worker, task
                 if not more and not self._may_wait(idle, busy):
                     _dismiss(idle)
                 if not busy:
                     return
-                [ended], _ = ray.wait(list(busy), num_returns=1)
+                # not with ray.wait, which turns what a signal's handler raises into an exit with status 1
+                ended = next(iter(futures.wait(busy, return_when=futures.FIRST_COMPLETED).done))
                 worker, task = busy.pop(ended)
                 idle.append(worker)
                 outcome = outcome_of(ended, task)
@@ -129,7 +131,7 @@ class RayLauncher(Launcher):
             )
         return share
 
-    def _may_wait(self, idle: list[Hired], busy: dict[Any, tuple[Hired, Task]]) -> bool:
+    def _may_wait(self, idle: list[Hired], busy: dict[Future[Outcome], tuple[Hired, Task]]) -> bool:
         """Whether workers without a task may stay for the next `run`, for they keep a GPU from nobody.
 
         On this machine there is room for `slots` workers of the usual size; another size may be waiting for room.

@@ -82,6 +82,9 @@ def _initialise(settings: dict[str, Any], address: str | None) -> None:
         if address is None:
             raise ConfigError(f"Ray cannot be started on this machine: {error}") from error
         raise ConfigError(_no_cluster(address, error)) from error
+    except BaseException:  # interrupted: end what has been started
+        ray.shutdown()
+        raise
 
 
 def _check_address(address: str) -> None:
@@ -139,13 +142,16 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Ray takes over SIGTERM, and would end with a status of its own."""
+    """Ray takes over SIGTERM, and would end the sweep with a status of its own: while it starts, and ever after."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # from Ray's handler
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,12 @@ def hire(gpus: float, cpus: int, *, reserve_cpus: bool) -> Hired:
     return Hired(actor.remote(str(Path.cwd()), cpus), gpus)
 
 
-def outcome_of(ended: Any, task: Task) -> Outcome:
+def outcome_of(ended: Future[Outcome], task: Task) -> Outcome:
     """What has come of a task that has ended, in whatever way."""
     import ray
 
     try:
-        outcome: Outcome = ray.get(ended)
+        outcome = ended.result()
     except ray.exceptions.RayError as error:
         outcome = Outcome(task, FAILED, UNEXPECTED, _why(error, task))
         task.mark.unlink(missing_ok=True)
