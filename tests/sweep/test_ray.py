@@ -19,6 +19,7 @@ from tests.sweep.ray_cluster import running_cluster
 from tests.sweep.ray_tasks import alive, by_value, most_at_once, notes, probe, tasks, wait_until
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 needs_ray = pytest.mark.skipif(ray_session.find_spec("ray") is None, reason="needs the package ray")
 
 
