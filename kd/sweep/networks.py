@@ -83,14 +83,14 @@ def train_network(task: Task, config: RunConfig, console: Console) -> None:
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
-    from kd.tracking import Tracking
+    from kd.tracking.tracking import Tracking
     from kd.train import Trainings
 
     quiet()
     build.device(config.trainer)
     data = build.data(config)
     recipe = next(recipe for recipe in plan(config, data).recipes() if recipe.label == task.network)
-    tracking = Tracking(config, task.folder)
+    tracking = Tracking(config, task.folder, task.group)
     trainings = Trainings(
         data, Store(config.store.root), task.folder / "checkpoints", config.trainer, console, tracking.start
     )
