@@ -1,0 +1,202 @@
+"""The launcher: queues tasks, waits for their jobs, finds jobs again that an earlier command has left.
+
+What must outlive the command lies in `<sweep folder>/slurm`: pickles and logs of the jobs, and jobs.json, which says
+which job does which task. The command only submits and waits: when it dies, the jobs go on. All jobs of a sweep have
+one name, by which SLURM is asked for all of them at once.
+"""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd.check import integer, number
+from kd.errors import ConfigError
+from kd.files import RESULT, write_json
+from kd.sweep.slurm import queue
+from kd.sweep.slurm.jobs import MAX_ARRAY, Jobs, Request, SubmissionError, shape
+from kd.sweep.task import DONE, Launcher, Outcome, Task
+
+LAG_S = 10.0  # a shared file system may show so late what a job has written
+LOOK_S = 1.0  # between two looks for results
+
+
+class SlurmLauncher(Launcher):
+    """Keeps at most `max_jobs` tasks in SLURM's queue; `options` are the fields of `Request`.
+
+    Raises `ConfigError` before anything is submitted: submitit or SLURM is missing, a value cannot be, the time limit
+    leaves no time, the partition is unknown or has no GPUs.
+    """
+
+    def __init__(self, *, folder: Path | str, max_jobs: int = 256, poll_s: float = 10, **options: Any) -> None:
+        self.max_jobs = integer("hydra.launcher.max_jobs", max_jobs, low=1)
+        self.poll_s = number("hydra.launcher.poll_s", poll_s, above=0)
+        request = Request(**options)
+        _check_installed()
+        queue.check_partition(request.partition, gpus=request.gpus_per_job > 0)
+        folder = Path(folder).absolute()
+        self.name = f"kd-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
+        self._jobs = Jobs(folder / "slurm", self.name, request)
+        self._record = folder / "slurm" / "jobs.json"
+        self._flying: dict[str, Task] = {}  # by the ids of their jobs
+        self._gone: dict[str, float] = {}  # when a job was first seen to have ended without a result
+        self._told: set[str] = set()
+        self._begun = False
+
+    def slots(self) -> int:
+        return self.max_jobs
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Queue tasks as places become free; see `Launcher.run`. Raises `ConfigError` if SLURM takes none of them."""
+        coming, refused = iter(tasks), list[Task]()
+        asked = -self.poll_s
+        while True:
+            if not self._flying or time.monotonic() - asked >= self.poll_s:
+                new = [*refused, *islice(coming, self.max_jobs - len(self._flying) - len(refused))]
+                refused = self._queue(new) if new else []
+                if not self._flying:
+                    return
+                self._ask()
+                asked = time.monotonic()
+            ended = [job for job in self._flying if self._jobs.ended(job)]
+            for job in ended:
+                yield self._collect(job, self._jobs.outcome(job, self._flying[job]))
+            for job in self._lost():
+                said, node = queue.described(job)
+                yield self._collect(job, self._jobs.failure(job, self._flying[job], f"is lost: {said}", node))
+            if not ended:
+                time.sleep(min(LOOK_S, self.poll_s))
+
+    def close(self) -> None:
+        """Leave the jobs to SLURM, and say how to go on with them and how to cancel them."""
+        if self._flying:
+            self._say(
+                f"{len(self._flying)} jobs stay with SLURM. The same command goes on with them; "
+                f"`scancel --user=$USER --name={self.name}` cancels them."
+            )
+
+    def _queue(self, tasks: list[Task]) -> list[Task]:
+        """Find the tasks' jobs, or submit them. Returns those that SLURM refuses for the time being."""
+        self._jobs.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._jobs.folder / ".lock"):  # another command may have joined the sweep
+            recorded = self._read()
+            new = sorted(self._adopt(tasks, recorded), key=shape)
+            for processes, group in groupby(new, key=shape):
+                same = list(group)
+                for first in range(0, len(same), MAX_ARRAY):
+                    chunk = same[first : first + MAX_ARRAY]
+                    try:
+                        ids = self._jobs.submit(chunk, processes, self.max_jobs)
+                    except SubmissionError as refusal:
+                        return self._put_off(new, refusal)
+                    self._flying |= dict(zip(ids, chunk, strict=True))
+                    recorded |= {_key(task): job for job, task in zip(ids, chunk, strict=True)}
+                    write_json(self._record, {"name": self.name, "jobs": recorded})
+        if new:
+            self._say(f"In SLURM's queue: `squeue --user=$USER --name={self.name}` shows the sweep's jobs.", once=True)
+        return []
+
+    def _put_off(self, new: list[Task], refusal: SubmissionError) -> list[Task]:
+        """Keep what was refused for later, when jobs have ended: there are limits to what one user may submit."""
+        if not self._flying:
+            raise ConfigError(
+                f"SLURM refuses the sweep's jobs: {refusal}. Change what hydra.launcher asks for, or how many jobs it "
+                f"keeps in the queue (hydra.launcher.max_jobs={self.max_jobs})."
+            ) from refusal
+        self._say(f"SLURM takes no more jobs for now: {refusal}. The others are submitted as jobs end.", once=True)
+        waited_for = {id(task) for task in self._flying.values()}
+        return [task for task in new if id(task) not in waited_for]
+
+    def _adopt(self, tasks: list[Task], recorded: dict[str, str]) -> list[Task]:
+        """Take over jobs that an earlier command has submitted; return the tasks that have none.
+
+        A job of this name that is not in jobs.json lost its command in the moment of its submission and may lack its
+        pickle: it is cancelled.
+        """
+        first, self._begun = not self._begun, True
+        if not first and not any(_key(task) in recorded for task in tasks):
+            return tasks
+        states = queue.states(self.name)
+        if states is None:
+            raise ConfigError("SLURM does not answer (`squeue` failed). The same command continues when it does.")
+        queued = {job for job, state in states.items() if not state.ended}
+        if first and (orphans := sorted(queued - set(recorded.values()))):
+            queue.answer("scancel", *orphans)
+        mine = {job: task for task in tasks if (job := recorded.get(_key(task)))}
+        found = {job: task for job, task in mine.items() if job in queued or self._done_meanwhile(job, task)}
+        if found:
+            self._say(
+                f"{len(found)} jobs were submitted by an earlier command: waiting for them, not submitting them again."
+            )
+        self._flying |= found
+        adopted = {id(task) for task in found.values()}
+        return [task for task in tasks if id(task) not in adopted]
+
+    def _done_meanwhile(self, job: str, task: Task) -> bool:
+        """Whether a job succeeded while no command waited for it, and what it made is still there."""
+        there = task.network is not None or (task.folder / RESULT).is_file()
+        return there and self._jobs.ended(job) and self._jobs.outcome(job, task).state == DONE
+
+    def _ask(self) -> None:
+        """Ask SLURM about all jobs at once; note which have ended, and say what keeps others from starting."""
+        states = queue.states(self.name)
+        if states is None:
+            return self._say("SLURM does not answer (`squeue` failed); waiting.", once=True)
+        now = time.monotonic()
+        for job in self._flying:
+            state = states.get(job)
+            if state is None or state.ended:
+                self._gone.setdefault(job, now)
+            else:
+                self._gone.pop(job, None)
+            if state is not None and state.stuck:
+                self._say(f"Jobs cannot start: SLURM says {state.reason} (of job {job}, say).", once=True)
+        return None
+
+    def _lost(self) -> list[str]:
+        """Jobs that ended a while ago and have left no result."""
+        now = time.monotonic()
+        return [job for job, since in self._gone.items() if job in self._flying and now - since > LAG_S]
+
+    def _collect(self, job: str, outcome: Outcome) -> Outcome:
+        self._flying.pop(job)
+        self._gone.pop(job, None)
+        self._jobs.clear(job)
+        return outcome
+
+    def _read(self) -> dict[str, str]:
+        """Which job does which task, as an earlier command or this one has written it."""
+        if not self._record.is_file():
+            return {}
+        jobs: dict[str, str] = json.loads(self._record.read_text(encoding="utf-8"))["jobs"]
+        return jobs
+
+    def _say(self, text: str, *, once: bool = False) -> None:
+        if not (once and text in self._told):
+            print(text, file=sys.stderr, flush=True)
+        self._told.add(text)
+
+
+def _key(task: Task) -> str:
+    return f"{task.folder} {task.network or ''} {task.name}"
+
+
+def _check_installed() -> None:
+    """Raise `ConfigError` unless submitit and SLURM's commands are there."""
+    if importlib.util.find_spec("submitit") is None:
+        raise ConfigError('hydra/launcher=slurm needs submitit: pip install "kd[slurm]".')
+    if missing := [
+        command for command in ("sbatch", "srun", "squeue", "sinfo", "scancel") if not shutil.which(command)
+    ]:
+        raise ConfigError(
+            f"hydra/launcher=slurm needs SLURM's commands, and there is no {missing[0]} on PATH. Start the sweep on a "
+            "login node of the cluster, or choose another launcher (hydra/launcher=ray: the GPUs of one machine)."
+        )
