@@ -1,11 +1,12 @@
 """A task as a job of SLURM: what is asked for it, how it is submitted (by submitit), what runs on the node."""
 
+import io
 import os
 import pickle
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,7 +159,7 @@ class Jobs:
         assert len(tasks) <= MAX_ARRAY
         executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=self.request.max_timeouts)
         executor.update_parameters(**self.request.parameters(self.name, processes, parallel))
-        with _plain_environment(self.request):
+        with _plain_environment(self.request), redirect_stderr(io.StringIO()):  # submitit prints what it raises too
             try:
                 return [job.job_id for job in executor.submit_array([Requeued(perform, task) for task in tasks])]
             except (FailedJobError, FailedSubmissionError) as error:
@@ -181,13 +182,9 @@ class Jobs:
 
     def failure(self, job: str, task: Task, said: str, node: str = "") -> Outcome:
         """The outcome of a job that has left none."""
+        task.mark.unlink(missing_ok=True)  # nobody works on it any more
         logs = f"what it printed: {task.folder / LOG}, {self._paths(job).stderr}"
         return Outcome(task, FAILED, UNEXPECTED, f"SLURM job {job} {said}; {logs}", node)
-
-    def clear(self, job: str) -> None:
-        """Remove a job's pickles; its logs stay."""
-        for file in self.folder.glob(f"{job}_*.pkl"):
-            file.unlink(missing_ok=True)
 
     def _paths(self, job: str) -> Any:
         from submitit.core.utils import JobPaths

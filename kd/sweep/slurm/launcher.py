@@ -22,11 +22,12 @@ from kd.check import integer, number
 from kd.errors import ConfigError
 from kd.files import RESULT, write_json
 from kd.sweep.slurm import queue
-from kd.sweep.slurm.jobs import MAX_ARRAY, Jobs, Request, SubmissionError, shape
+from kd.sweep.slurm.jobs import MAX_ARRAY, Jobs, Request, Shape, SubmissionError, shape
 from kd.sweep.task import DONE, Launcher, Outcome, Task
 
 LAG_S = 10.0  # a shared file system may show so late what a job has written
 LOOK_S = 1.0  # between two looks for results
+PATIENCE_S = 3600.0  # with a SLURM that takes no jobs any more
 
 
 class SlurmLauncher(Launcher):
@@ -50,6 +51,7 @@ class SlurmLauncher(Launcher):
         self._gone: dict[str, float] = {}  # when a job was first seen to have ended without a result
         self._told: set[str] = set()
         self._begun = False
+        self._accepted: float | None = None  # when SLURM last took a job, or had one of ours
 
     def slots(self) -> int:
         return self.max_jobs
@@ -62,7 +64,7 @@ class SlurmLauncher(Launcher):
             if not self._flying or time.monotonic() - asked >= self.poll_s:
                 new = [*refused, *islice(coming, self.max_jobs - len(self._flying) - len(refused))]
                 refused = self._queue(new) if new else []
-                if not self._flying:
+                if not self._flying and not refused:
                     return
                 self._ask()
                 asked = time.monotonic()
@@ -73,7 +75,7 @@ class SlurmLauncher(Launcher):
                 said, node = queue.described(job)
                 yield self._collect(job, self._jobs.failure(job, self._flying[job], f"is lost: {said}", node))
             if not ended:
-                time.sleep(min(LOOK_S, self.poll_s))
+                time.sleep(min(LOOK_S, self.poll_s) if self._flying else self.poll_s)
 
     def close(self) -> None:
         """Leave the jobs to SLURM, and say how to go on with them and how to cancel them."""
@@ -87,33 +89,40 @@ class SlurmLauncher(Launcher):
         """Find the tasks' jobs, or submit them. Returns those that SLURM refuses for the time being."""
         self._jobs.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._jobs.folder / ".lock"):  # another command may have joined the sweep
-            recorded = self._read()
-            new = sorted(self._adopt(tasks, recorded), key=shape)
-            for processes, group in groupby(new, key=shape):
-                same = list(group)
-                for first in range(0, len(same), MAX_ARRAY):
-                    chunk = same[first : first + MAX_ARRAY]
-                    try:
-                        ids = self._jobs.submit(chunk, processes, self.max_jobs)
-                    except SubmissionError as refusal:
-                        return self._put_off(new, refusal)
-                    self._flying |= dict(zip(ids, chunk, strict=True))
-                    recorded |= {_key(task): job for job, task in zip(ids, chunk, strict=True)}
-                    write_json(self._record, {"name": self.name, "jobs": recorded})
-        if new:
-            self._say(f"In SLURM's queue: `squeue --user=$USER --name={self.name}` shows the sweep's jobs.", once=True)
-        return []
+            try:
+                recorded = self._read()
+                new = sorted(self._adopt(tasks, recorded), key=shape)
+                for processes, group in groupby(new, key=shape):
+                    same = list(group)
+                    for first in range(0, len(same), MAX_ARRAY):
+                        self._submit(same[first : first + MAX_ARRAY], processes, recorded)
+            except SubmissionError as refusal:
+                self._put_off(refusal)
+        waited_for = {id(task) for task in self._flying.values()}
+        return [task for task in tasks if id(task) not in waited_for]
 
-    def _put_off(self, new: list[Task], refusal: SubmissionError) -> list[Task]:
-        """Keep what was refused for later, when jobs have ended: there are limits to what one user may submit."""
-        if not self._flying:
+    def _submit(self, tasks: list[Task], processes: Shape, recorded: dict[str, str]) -> None:
+        """Submit one array, and write down at once which job does which task."""
+        ids = self._jobs.submit(tasks, processes, self.max_jobs)
+        self._accepted = time.monotonic()
+        self._flying |= dict(zip(ids, tasks, strict=True))
+        recorded |= {_key(task): job for job, task in zip(ids, tasks, strict=True)}
+        write_json(self._record, {"name": self.name, "jobs": recorded})
+        self._say(f"In SLURM's queue: `squeue --user=$USER --name={self.name}` shows the sweep's jobs.", once=True)
+
+    def _put_off(self, refusal: SubmissionError) -> None:
+        """Let refused tasks wait: one user may submit only so much at once, and SLURM may be away for a while.
+
+        Raises `ConfigError` if it has never taken any, or neither takes nor does anything for an hour.
+        """
+        if self._flying:
+            self._accepted = time.monotonic()
+        if self._accepted is None or time.monotonic() - self._accepted > PATIENCE_S:
             raise ConfigError(
                 f"SLURM refuses the sweep's jobs: {refusal}. Change what hydra.launcher asks for, or how many jobs it "
-                f"keeps in the queue (hydra.launcher.max_jobs={self.max_jobs})."
+                f"keeps in the queue (hydra.launcher.max_jobs={self.max_jobs}). The same command continues the sweep."
             ) from refusal
-        self._say(f"SLURM takes no more jobs for now: {refusal}. The others are submitted as jobs end.", once=True)
-        waited_for = {id(task) for task in self._flying.values()}
-        return [task for task in new if id(task) not in waited_for]
+        self._say(f"SLURM takes no more jobs for now: {refusal}. The others are submitted later.", once=True)
 
     def _adopt(self, tasks: list[Task], recorded: dict[str, str]) -> list[Task]:
         """Take over jobs that an earlier command has submitted; return the tasks that have none.
@@ -121,15 +130,15 @@ class SlurmLauncher(Launcher):
         A job of this name that is not in jobs.json lost its command in the moment of its submission and may lack its
         pickle: it is cancelled.
         """
-        first, self._begun = not self._begun, True
-        if not first and not any(_key(task) in recorded for task in tasks):
+        if self._begun and not any(_key(task) in recorded for task in tasks):
             return tasks
         states = queue.states(self.name)
         if states is None:
-            raise ConfigError("SLURM does not answer (`squeue` failed). The same command continues when it does.")
+            raise SubmissionError("`squeue` does not answer")
         queued = {job for job, state in states.items() if not state.ended}
-        if first and (orphans := sorted(queued - set(recorded.values()))):
+        if not self._begun and (orphans := sorted(queued - set(recorded.values()))):
             queue.answer("scancel", *orphans)
+        self._begun = True
         mine = {job: task for task in tasks if (job := recorded.get(_key(task)))}
         found = {job: task for job, task in mine.items() if job in queued or self._done_meanwhile(job, task)}
         if found:
@@ -141,13 +150,14 @@ class SlurmLauncher(Launcher):
         return [task for task in tasks if id(task) not in adopted]
 
     def _done_meanwhile(self, job: str, task: Task) -> bool:
-        """Whether a job succeeded while no command waited for it, and what it made is still there."""
-        there = task.network is not None or (task.folder / RESULT).is_file()
-        return there and self._jobs.ended(job) and self._jobs.outcome(job, task).state == DONE
+        """Whether a job has finished its run since the command looked which runs are finished."""
+        return (
+            (task.folder / RESULT).is_file() and self._jobs.ended(job) and self._jobs.outcome(job, task).state == DONE
+        )
 
     def _ask(self) -> None:
         """Ask SLURM about all jobs at once; note which have ended, and say what keeps others from starting."""
-        states = queue.states(self.name)
+        states = queue.states(self.name) if self._flying else {}
         if states is None:
             return self._say("SLURM does not answer (`squeue` failed); waiting.", once=True)
         now = time.monotonic()
@@ -164,12 +174,12 @@ class SlurmLauncher(Launcher):
     def _lost(self) -> list[str]:
         """Jobs that ended a while ago and have left no result."""
         now = time.monotonic()
-        return [job for job, since in self._gone.items() if job in self._flying and now - since > LAG_S]
+        late = [job for job, since in self._gone.items() if job in self._flying and now - since > LAG_S]
+        return [job for job in late if not self._jobs.ended(job)]
 
     def _collect(self, job: str, outcome: Outcome) -> Outcome:
         self._flying.pop(job)
         self._gone.pop(job, None)
-        self._jobs.clear(job)
         return outcome
 
     def _read(self) -> dict[str, str]:
