@@ -18,6 +18,7 @@ from kd.errors import ConfigError
 from kd.sweep.slurm import SlurmLauncher, jobs, launcher, queue
 from kd.sweep.slurm.jobs import Request, SubmissionError
 from kd.sweep.task import DONE, FAILED, Outcome, Task
+from tests.commands import Command
 from tests.sweep import cluster, light
 from tests.sweep.cluster import slurm, until
 from tests.sweep.light import attempts, light_task
@@ -195,11 +196,11 @@ def test_what_slurm_cannot_do_is_said_before_anything_is_submitted(start, tmp_pa
 
 
 @pytest.mark.slurm
-def test_a_sweep_survives_its_command_and_a_requeue_continues_from_the_checkpoint(node, tmp_path):
-    arguments = ("method.temperature=2,4", "trainer.max_epochs=100", "data.train_limit=320")
-    arguments += ("logger=csv", "latency=false", "hydra/launcher=slurm")
-    arguments += ("hydra.launcher.timeout_min=10", "hydra.launcher.poll_s=1")
-    command = [sys.executable, "-m", "kd.run", "-m", *arguments]
+def test_a_sweep_survives_its_command_and_a_requeue_continues_from_the_checkpoint(node, tmp_path, monkeypatch, capsys):
+    training = ("trainer.max_epochs=100", "data.train_limit=320", "logger=csv", "latency=false")
+    assert Command(tmp_path, monkeypatch, capsys)(*training).status == 0  # teacher and baseline are in the store now
+    where = ("hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.poll_s=1")
+    command = [sys.executable, "-m", "kd.run", "-m", *training, "method.temperature=2,8", *where]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def trained() -> list[Path]:
