@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.console import Console
 
@@ -197,5 +198,10 @@ def _launcher(arguments: Arguments) -> Launcher:
             f"hydra/launcher={arguments.hydra.runtime.choices['hydra/launcher']} cannot do a sweep here. "
             "Known: basic (one job after the other), ray (GPUs or slots of a machine or a cluster), slurm."
         )
-    launcher: Launcher = instantiate(node, folder=arguments.folder)
+    try:
+        launcher: Launcher = instantiate(node, folder=arguments.folder)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):  # the launcher's own words, which Hydra wraps in others
+            raise error.__cause__ from None
+        raise
     return launcher
