@@ -84,7 +84,8 @@ def started(folder: Path) -> Iterator[None]:
         for daemon in ("slurmctld", "slurmd"):
             with (folder / f"{daemon}.out").open("w") as out:
                 daemons.append(subprocess.Popen([daemon, "-D", "-c"], stdout=out, stderr=out))
-        until(lambda: _idle(folder))
+        until(lambda: _idle() or any(daemon.poll() is not None for daemon in daemons))
+        assert _idle(), "\n".join((folder / f"{name}.out").read_text() for name in ("slurmctld", "slurmd"))
         yield
     finally:
         with_jobs = subprocess.run(["scancel", "--signal=KILL", "--user=root"], capture_output=True).returncode == 0
@@ -97,7 +98,7 @@ def started(folder: Path) -> Iterator[None]:
         del os.environ["SLURM_CONF"]
 
 
-def _idle(folder: Path) -> bool:
+def _idle() -> bool:
     found = subprocess.run(["sinfo", "--noheader", "--format=%T"], capture_output=True, text=True, timeout=60)
     return "idle" in found.stdout
 

@@ -9,21 +9,24 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import kd
 from kd.errors import ConfigError
+from kd.sweep.plan import read_arguments
 from kd.sweep.slurm import SlurmLauncher, jobs, launcher, queue
-from kd.sweep.slurm.jobs import Request, SubmissionError
+from kd.sweep.slurm.jobs import Request, Shape, SubmissionError
 from kd.sweep.task import DONE, FAILED, Outcome, Task
 from tests.commands import Command
 from tests.sweep import cluster, light
 from tests.sweep.cluster import slurm, until
 from tests.sweep.light import attempts, light_task
 
-pytest.importorskip("submitit", reason="submitit is not installed")
+submitit = pytest.importorskip("submitit.slurm.slurm", reason="submitit is not installed")
 ROOT = Path(__file__).parents[2]
 
 
@@ -237,6 +240,28 @@ def test_a_sweep_survives_its_command_and_a_requeue_continues_from_the_checkpoin
 def test_a_request_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Request(**options)
+
+
+def test_a_launcher_that_cannot_be_made_is_one_message(tmp_path, monkeypatch, capsys):
+    done = Command(tmp_path, monkeypatch, capsys)(
+        "-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=2", "seed=0,1"
+    )
+    assert done.status == 2
+    assert done.err.startswith("Error: hydra.launcher.timeout_min=2 leaves no time to train")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_the_command_line_reach_the_script_that_is_submitted():
+    given = ("setup=[module load cuda]", "additional_parameters={mail-type: FAIL}", "partition=gpu", "mem_gb=1.5")
+    words = ["hydra/launcher=slurm", *(f"hydra.launcher.{setting}" for setting in given), "seed=0,1"]
+    node = OmegaConf.to_container(read_arguments(words).hydra.launcher)
+    request = Request(**{field.name: node[field.name] for field in fields(Request)})
+    script = submitit._make_sbatch_string("work", "folder", **request.parameters("name", Shape(2, 4), parallel=8))
+    for line in ("mail-type=FAIL", "requeue", "partition=gpu", "mem=1536M", "time=240", "signal=USR2@120", "nodes=2"):
+        assert f"#SBATCH --{line}\n" in script
+    for line in ("ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=1"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "\nmodule load cuda\n" in script
 
 
 def test_missing_software_is_named(tmp_path, monkeypatch):

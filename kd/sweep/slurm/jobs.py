@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class Request:
     max_timeouts: int = 20
     signal_delay_s: int = 120
     setup: Sequence[str] = ()
-    additional_parameters: Mapping[str, Any] = field(default_factory=dict)
+    additional_parameters: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         integer("hydra.launcher.timeout_min", self.timeout_min, low=1)
@@ -105,7 +105,7 @@ class Request:
             "array_parallelism": parallel,
             "srun_args": srun,
             "setup": self._setup(),
-            "additional_parameters": {"requeue": True, **self.additional_parameters},
+            "additional_parameters": {"requeue": True, **(self.additional_parameters or {})},
         }
         chosen = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
         return {key: value for key, value in {**given, **chosen}.items() if value is not None}
