@@ -7,7 +7,8 @@
                "error": null | {"status": int, "message": str}, "attempts": int, "seconds": float | null,
                "where": str | null}]}
 
-`skipped`: not run, because a network that it needs could not be trained (its error says which).
+`skipped`: not run, because a network that it needs could not be trained (its error says which), or because a search
+chose settings that do not fit together. The jobs of a search are those of its trials so far.
 """
 
 import json
@@ -38,8 +39,8 @@ class Record:
 
     name: str
     overrides: list[str]
-    seed: int
-    config_hash: str
+    seed: int | None  # None, as the hash: the settings cannot be a configuration
+    config_hash: str | None
     state: str = PENDING
     result: dict[str, float | None] | None = None
     error: dict[str, Any] | None = None
@@ -54,11 +55,32 @@ class Book:
     def __init__(self, folder: Path, jobs: Iterable[Job], **about: Any) -> None:
         self.folder = folder
         self.about = {"schema": SCHEMA, **about, "started": _now(), "driver": owner()}
-        before = _attempts(folder / FILE)
-        self.records = {job.name: self._record(job, before.get(job.digest, 0)) for job in jobs}
-        self.counts = Counter(record.state for record in self.records.values())
+        self.records: dict[str, Record] = {}
+        self.counts: Counter[str] = Counter()
+        self.expected = 0  # jobs that there will be: of a search more than are known
+        self._before = _attempts(folder / FILE)
+        self.add(jobs)
         self._pause_s, self._written = LEAST_PAUSE_S, 0.0
         self._told = False
+
+    @property
+    def total(self) -> int:
+        return max(self.expected, len(self.records))
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Take jobs in that are not known yet."""
+        for job in jobs:
+            if job.name not in self.records:
+                self._enter(self._record(job, self._before.get(job.digest, 0)))
+
+    def refused(self, name: str, overrides: Iterable[str], reason: str) -> None:
+        """Note a choice of a search that cannot be a job."""
+        if name not in self.records:
+            self._enter(Record(name, list(overrides), None, None, SKIPPED, error={"status": 2, "message": reason}))
+
+    def _enter(self, record: Record) -> None:
+        self.records[record.name] = record
+        self.counts[record.state] += 1
 
     def _record(self, job: Job, attempts: int) -> Record:
         record = Record(job.name, list(job.overrides), job.config.seed, job.digest, attempts=attempts)
@@ -137,7 +159,7 @@ def _attempts(path: Path) -> dict[str, int]:
     return {
         job["config_hash"]: job["attempts"]
         for job in jobs
-        if isinstance(job, Mapping) and "config_hash" in job and isinstance(job.get("attempts"), int)
+        if isinstance(job, Mapping) and isinstance(job.get("config_hash"), str) and isinstance(job.get("attempts"), int)
     }
 
 

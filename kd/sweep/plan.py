@@ -51,6 +51,7 @@ class Axis:
     key: str
     overrides: tuple[str, ...]
     is_group: bool  # a choice of config groups must be composed, a value can be set
+    override: Override  # as it was given
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def read_arguments(given: Sequence[str]) -> Arguments:
     words = [argument for argument in given if argument not in SWEEP_FLAGS]
     if wrong := [word for word in words if not is_override(word)]:
         raise ConfigError(f"A sweep takes key=value and group=choice, but got {' '.join(wrong)}.")
-    ours = [word for word in words if word.startswith(("hydra.", "hydra/")) and not word.startswith("hydra.mode=")]
+    ours = [word for word in words if _of_hydra(word) and not word.startswith("hydra.mode=")]
     if any(word.startswith("hydra.sweep.subdir=") for word in ours):
         raise ConfigError("hydra.sweep.subdir cannot be set: a job's folder is named after what is its own.")
-    rest = [word for word in words if not word.startswith(("hydra.", "hydra/"))]
+    rest = [word for word in words if not _of_hydra(word)]
     parsed = _parse(rest)
     first = [_first(override) for override in parsed]
     hydra = compose_with_hydra([*first, *ours])
@@ -115,6 +116,7 @@ class Composer:
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
         self.plain = {axis.key for axis in arguments.axes if not axis.is_group}
+        self.plain |= {o.key_or_group for o in arguments.continuous if o.key_or_group == o.get_key_element()}
         self._existing = {path.name[-8:]: path for path in arguments.folder.glob("*-????????") if path.is_dir()}
         self._composed: dict[tuple[str, ...], tuple[DictConfig, bool]] = {}
         self._bases: dict[tuple[str, ...], RunConfig] = {}
@@ -150,7 +152,7 @@ class Composer:
         if (choices, override) not in self._values:
             value, key = _parse([override])[0].value(), _key(override)
             if type(value) not in (int, float, bool) or type(value) is not type(_get(self._bases[choices], key)):
-                value = _get(check(_with(self._composed[choices][0], [override])), key)
+                value = _get(check(_with(copy.deepcopy(self._composed[choices][0]), [override])), key)
             self._values[choices, override] = value
         return self._values[choices, override]
 
@@ -239,7 +241,12 @@ def _axis(override: Override, composed: DictConfig) -> Axis:
     plain = key == override.key_or_group and OmegaConf.select(composed, key, default=None) is not None
     mappings = any(isinstance(value, dict) for value in override.sweep_iterator())  # would be merged with the last one
     is_group = not plain or mappings or key in composed.hydra.runtime.choices
-    return Axis(key, values, is_group)
+    return Axis(key, values, is_group, override)
+
+
+def _of_hydra(word: str) -> bool:
+    """Whether an override is of Hydra's own part, where a launcher and a sweeper are."""
+    return word.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def _key(override: str) -> str:

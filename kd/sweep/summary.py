@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd.files import LOG
-from kd.sweep.book import PENDING, SKIPPED, Book, Record
+from kd.sweep.book import SKIPPED, Book, Record
 from kd.sweep.plan import Job, in_words
 from kd.sweep.task import DONE, FAILED, Outcome
 
@@ -29,13 +29,11 @@ class Summary:
         counts = self.book.counts
         before = f", {counts[DONE]} of them finished before" if counts[DONE] else ""
         self._say(f"{shown(folder)}")
-        self._say(
-            f"{len(self.book.records)} jobs{before}, {self.slots} at once; the state of each is in sweep.json there"
-        )
-        if self.console.is_terminal and counts[PENDING]:
+        self._say(f"{self.book.total} jobs{before}, {self.slots} at once; the state of each is in sweep.json there")
+        if self.console.is_terminal and self.book.total > self._finished():
             self.bar = Progress(BarColumn(), TextColumn("{task.completed}/{task.total}"), State(self),
                                 console=self.console, transient=True)  # fmt: skip
-            self.task = self.bar.add_task("jobs", total=len(self.book.records), completed=counts[DONE])
+            self.task = self.bar.add_task("jobs", total=self.book.total, completed=counts[DONE])
             self.bar.start()
 
     def stop(self) -> None:
@@ -57,12 +55,12 @@ class Summary:
         far = "" if self.bar else f"  [{self.state()}]"
         self._say(f"{job.words}  {outcome.state} in {outcome.seconds:,.1f} s  {said}{far}")
         if self.bar is not None:
-            self.bar.update(self.task, completed=self._finished())
+            self.bar.update(self.task, completed=self._finished(), total=self.book.total)
 
     def state(self) -> str:
         """`3 of 30 done, 2 running, 1 failed, best on validation 98.20% (T=4 ...), 12 min left`."""
         counts = self.book.counts
-        parts = [f"{counts[DONE]} of {len(self.book.records)} done", f"{len(self.book.running())} running"]
+        parts = [f"{counts[DONE]} of {self.book.total} done", f"{len(self.book.running())} running"]
         parts += [f"{counts[state]} {state}" for state in (FAILED, SKIPPED) if counts[state]]
         if best := self._best():
             parts.append(f"best on validation {best.result['val_accuracy']:.2%} ({in_words(best.overrides)})")  # type: ignore[index]
@@ -83,8 +81,7 @@ class Summary:
             if record.state == FAILED:
                 self._say(f"  {shown(folder / record.name / LOG)}")
         if failures:
-            total = len(self.book.records)
-            self._say(f"{len(failures)} of {total} jobs have no result; the same command tries them again.")
+            self._say(f"{len(failures)} of {self.book.total} jobs have no result; the same command tries them again.")
         if counts[DONE]:
             self._say(f"one page that compares them: python -m kd.report {shown(folder)}")
 
@@ -112,7 +109,7 @@ class Summary:
         return sum(self.book.counts[state] for state in (DONE, FAILED, SKIPPED))
 
     def _left_s(self) -> float | None:
-        left = self.book.counts[PENDING]
+        left = self.book.total - self._finished()
         return mean(self.seconds) * left / max(1, min(self.slots, left)) if self.seconds and left else None
 
     def _say(self, text: str) -> None:

@@ -21,6 +21,7 @@ from kd.locks import BusyError, described, is_owned, owned, read_owner
 from kd.sweep.book import FILE, Book
 from kd.sweep.networks import Plans, job_task
 from kd.sweep.plan import Arguments, Composer, Job, grid, read_arguments, refuse
+from kd.sweep.search import Search, read_search
 from kd.sweep.serial import SerialLauncher
 from kd.sweep.summary import Summary, shown
 from kd.sweep.task import ELSEWHERE, FAILED, Launcher, Task
@@ -34,32 +35,60 @@ def sweep(given: list[str]) -> int:
     console = Console()
     arguments = read_arguments(given)
     launcher = _launcher(arguments)
-    jobs = Composer(arguments).jobs(grid(arguments))
+    todo = read_search(arguments) or Grid(arguments)
     try:
         with owned(arguments.folder):
-            return _drive(arguments, jobs, launcher, console, shell(given))
+            return _drive(arguments, todo, launcher, console, shell(given))
     except BusyError as busy:
         if busy.folder != arguments.folder:
             raise
-        return _join(arguments, jobs, launcher, console)
+        if isinstance(todo, Search):
+            raise ConfigError(
+                f"This search is being done by {described(read_owner(busy.folder))}. Wait for it."
+            ) from busy
+        return _join(arguments, todo.jobs, launcher, console)
     finally:
+        todo.close()
         launcher.close()
 
 
-def _drive(arguments: Arguments, jobs: list[Job], launcher: Launcher, console: Console, command: str) -> int:
+class Grid:
+    """Every combination of the values, in their order: jobs that are known from the beginning."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.jobs = Composer(arguments).jobs(grid(arguments))
+
+    def begin(self) -> list[Job]:
+        return self.jobs
+
+    def rehearsed(self, book: Book) -> list[Job]:
+        return book.pending(self.jobs)
+
+    def run(self, work: "Work", plans: Plans) -> None:
+        work.do(plans, work.book.pending(self.jobs))
+
+    def end(self, summary: Summary) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console: Console, command: str) -> int:
     """Do a sweep whose folder is ours."""
     folder = arguments.folder
-    book = Book(folder, jobs, experiment=arguments.experiment, command=command, launcher=type(launcher).__name__)
+    book = Book(
+        folder, todo.begin(), experiment=arguments.experiment, command=command, launcher=type(launcher).__name__
+    )
+    rehearsed = todo.rehearsed(book)
     summary = Summary(console, book, launcher.slots())
     summary.start(folder)
     try:
-        if pending := book.pending(jobs):
+        if rehearsed:
             plans = Plans()
-            _rehearse(plans, arguments, pending)
+            _rehearse(plans, arguments, rehearsed)
             book.write("running")
-            work = Work(folder, launcher, book, summary)
-            work.networks(plans, pending)
-            work.jobs(book.pending(jobs))
+            todo.run(Work(folder, launcher, book, summary), plans)
     except BaseException:
         book.write("interrupted")
         raise
@@ -68,6 +97,7 @@ def _drive(arguments: Arguments, jobs: list[Job], launcher: Launcher, console: C
     failed = book.counts["failed"] + book.counts["skipped"]
     book.write("failed" if failed else "done")
     summary.end(folder)
+    todo.end(summary)
     return PART_FAILED if failed else 0
 
 
@@ -77,6 +107,10 @@ class Work:
     def __init__(self, folder: Path, launcher: Launcher, book: Book, summary: Summary) -> None:
         self.folder, self.launcher, self.book, self.summary = folder, launcher, book, summary
         self.group = group(folder)
+
+    def do(self, plans: Plans, jobs: list[Job]) -> None:
+        self.networks(plans, jobs)
+        self.jobs(self.book.pending(jobs))
 
     def networks(self, plans: Plans, jobs: list[Job]) -> None:
         """Train what the jobs learn from or are compared with; a job whose network failed is skipped."""
