@@ -35,7 +35,7 @@ def measure(jobs: int) -> dict[str, float]:
     from kd.files import CONFIG, RESULT, write_json
     from kd.folder import config_hash
     from kd.locks import owned
-    from kd.sweep import networks, plan, sweep
+    from kd.sweep import drive, networks, plan, sweep
 
     def conduct(config: Any, folder: Path, console: Console, group: str | None = None) -> None:
         with owned(folder):
@@ -64,7 +64,7 @@ def measure(jobs: int) -> dict[str, float]:
 
     plan.Composer.jobs = timed("compose and check", plan.Composer.jobs)
     networks.Plans.needed = timed("look up networks", networks.Plans.needed)
-    sweep.Work.jobs = timed("do and record", sweep.Work.jobs)
+    drive.Work.jobs = timed("do and record", drive.Work.jobs)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     command = ["-m", "logger=csv", "latency=false", "method.temperature=1,2,4,8,20", f"seed=range(0,{jobs // 5})"]
     with Path(os.devnull).open("w") as nowhere:

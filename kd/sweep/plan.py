@@ -177,12 +177,12 @@ def in_words(overrides: Iterable[str]) -> str:
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parted) or "default"
 
 
-def refuse(mistakes: dict[str, list[str]], total: int) -> None:
+def refuse(mistakes: dict[str, list[str]], total: int, which: str = "") -> None:
     """Raise one `ConfigError` for the mistakes found, each with the jobs that make it; nothing if there is none."""
     if not mistakes:
         return
     wrong = len({job for jobs in mistakes.values() for job in jobs})
-    lines = [f"{wrong} of {total} jobs cannot run, so none was started:"]
+    lines = [f"{wrong} of {total} jobs{which} cannot run, so none was started:"]
     for text, jobs in list(mistakes.items())[:SHOWN]:
         others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         lines.append(f"  {jobs[0]}{others}: {text}")

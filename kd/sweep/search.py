@@ -29,8 +29,8 @@ from kd.sweep.study import SAMPLERS, Study, Trial, sqlite
 from kd.sweep.task import DONE
 
 if TYPE_CHECKING:
+    from kd.sweep.drive import Work
     from kd.sweep.summary import Summary
-    from kd.sweep.sweep import Work
 
 NO_VALIDATION = (
     "A search is led by the accuracy on validation, and there are no validation images. Set data.val to a number of "

@@ -10,7 +10,7 @@ from kd import cli
 from kd.errors import ConfigError
 from kd.schema import check
 from kd.sweep.plan import Composer, Job, grid, in_words, read_arguments
-from kd.sweep.sweep import covering
+from kd.sweep.rehearsal import covering
 from tests.commands import configured
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from kd.errors import ConfigError
-from kd.sweep import ray_session, work
+from kd.sweep import work
 from kd.sweep.ray import RayLauncher
+from kd.sweep.ray import session as ray_session
 from kd.sweep.task import DONE, FAILED
 from tests.commands import Command
 from tests.sweep.ray_cluster import running_cluster

@@ -211,7 +211,7 @@ def test_one_who_joins_leaves_what_others_are_at(command):
 
 def test_a_driver_waits_for_a_job_that_another_process_is_at(command, monkeypatch):
     """The other one leaves without a result: the job is then done here."""
-    from kd.sweep import sweep as module
+    from kd.sweep import drive as module
     from kd.sweep.plan import Composer, grid, read_arguments
 
     arguments = read_arguments(list(SWEEP))

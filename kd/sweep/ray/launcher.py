@@ -17,8 +17,8 @@ from joblib import cpu_count
 from kd.check import integer, number
 from kd.errors import ConfigError
 from kd.sweep import work
-from kd.sweep.ray_session import Session, require_ray
-from kd.sweep.ray_worker import Hired, hire, outcome_of
+from kd.sweep.ray.session import Session, require_ray
+from kd.sweep.ray.worker import Hired, hire, outcome_of
 from kd.sweep.task import FAILED, Launcher, Outcome, Task
 
 

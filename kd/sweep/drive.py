@@ -1,0 +1,103 @@
+"""Doing a sweep: one process drives it, from the trial on one batch to the last job."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from kd.locks import is_owned
+from kd.sweep.book import Book
+from kd.sweep.grid import Grid
+from kd.sweep.networks import Plans, job_task
+from kd.sweep.plan import Arguments, Job
+from kd.sweep.rehearsal import rehearse
+from kd.sweep.search import Search
+from kd.sweep.summary import Summary
+from kd.sweep.task import ELSEWHERE, FAILED, Launcher
+
+PART_FAILED = 6
+POLL_S = 1.0
+
+
+def drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console: Console, command: str) -> int:
+    """Do a sweep whose folder is ours, and return the exit status."""
+    folder = arguments.folder
+    book = Book(
+        folder, todo.begin(), experiment=arguments.experiment, command=command, launcher=type(launcher).__name__
+    )
+    rehearsed = todo.rehearsed(book)
+    summary = Summary(console, book, launcher.slots())
+    summary.start(folder)
+    try:
+        if rehearsed:
+            plans = Plans()
+            rehearse(plans, arguments, rehearsed)
+            book.write("running")
+            todo.run(Work(folder, launcher, book, summary), plans)
+    except BaseException:
+        book.write("interrupted")
+        raise
+    finally:
+        summary.stop()
+    failed = book.counts["failed"] + book.counts["skipped"]
+    book.write("failed" if failed else "done")
+    summary.end(folder)
+    todo.end(summary)
+    return PART_FAILED if failed else 0
+
+
+class Work:
+    """The two parts of a sweep's work, in their order."""
+
+    def __init__(self, folder: Path, launcher: Launcher, book: Book, summary: Summary) -> None:
+        self.folder, self.launcher, self.book, self.summary = folder, launcher, book, summary
+        self.group = group(folder)
+
+    def do(self, plans: Plans, jobs: list[Job]) -> None:
+        self.networks(plans, jobs)
+        self.jobs(self.book.pending(jobs))
+
+    def networks(self, plans: Plans, jobs: list[Job]) -> None:
+        """Train what the jobs learn from or are compared with; a job whose network failed is skipped."""
+        for level in plans.needed(jobs, self.folder, self.group):
+            needed = {one.task.name: one for one in level}
+            self.summary.note(f"{len(level)} networks that the jobs share are trained first")
+            for outcome in self.launcher.run([one.task for one in level]):
+                self.summary.network(outcome)
+                if outcome.state == FAILED:
+                    for job in needed[outcome.task.name].jobs:
+                        self.book.skip(job, f"{outcome.task.name} failed: {outcome.error}")
+                self.book.write()
+
+    def jobs(self, jobs: list[Job]) -> None:
+        """Do the jobs. One that another process is at is looked at again when that process has left it."""
+        waiting = jobs
+        while waiting:
+            by_name = {job.name: job for job in waiting}
+            tasks = (job_task(job, self.folder, self.group) for job in waiting)
+            elsewhere = []
+            for outcome in self.launcher.run(tasks):
+                job = by_name[outcome.task.name]
+                if outcome.state == ELSEWHERE:
+                    elsewhere.append(job)
+                    continue
+                self.book.ended(job, outcome)
+                self.summary.job(job, outcome)
+                self.book.write()
+            waiting = _free(elsewhere, self.summary)
+
+
+def _free(jobs: list[Job], summary: Summary) -> list[Job]:
+    """Wait until another process has left one of these jobs, and return those that are left."""
+    if jobs:
+        summary.note(f"waiting for {len(jobs)} jobs that other processes are doing")
+    while jobs:
+        if free := [job for job in jobs if not is_owned(job.folder)]:
+            return [*free, *(job for job in jobs if job not in free)]
+        time.sleep(POLL_S)
+    return []
+
+
+def group(folder: Path) -> str:
+    """The sweep's name, for dashboards."""
+    return f"{folder.parent.name}/{folder.name}"
