@@ -14,6 +14,7 @@ from kd.errors import ConfigError
 from kd.sweep import work
 from kd.sweep.ray import RayLauncher
 from kd.sweep.ray import session as ray_session
+from kd.sweep.ray.worker import Worker
 from kd.sweep.task import DONE, FAILED
 from tests.commands import Command
 from tests.sweep.ray_cluster import running_cluster
@@ -234,6 +235,13 @@ def said_at_start(pid: str) -> str:
         return Path(f"/proc/{pid}/environ").read_text(errors="replace") + "/"
     except OSError:
         return ""
+
+
+def test_a_machine_that_does_not_share_the_folder_is_told(tmp_path):
+    [task] = tasks(tmp_path, 1)
+    outcome = Worker(str(tmp_path / "elsewhere"), threads=1).do(probe, task)
+    assert (outcome.state, outcome.status) == (FAILED, 2)
+    assert f"has no folder {tmp_path / 'elsewhere'}" in outcome.error and "share the folder" in outcome.error
 
 
 @pytest.mark.parametrize(

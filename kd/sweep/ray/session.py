@@ -78,7 +78,7 @@ def _initialise(settings: dict[str, Any], address: str | None) -> None:
     worker._worker_logs_enabled = False
     try:
         ray.init(log_to_driver=False, configure_logging=False, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if address is None:
             raise ConfigError(f"Ray cannot be started on this machine: {error}") from error
         raise ConfigError(_no_cluster(address, error)) from error
@@ -106,7 +106,8 @@ def _check_address(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> str:
     return (
         f"Cannot use a Ray cluster at hydra.launcher.address={address} ({str(error).rstrip('.')}). Start one with `ray "
-        "start --head`, run the sweep on one of its machines, or leave the address out to use this machine alone."
+        "start --head` and the sweep on one of its machines, with RAY_AUTH_MODE=token in the environment if Ray "
+        "speaks of a token; or leave the address out to use this machine alone."
     )
 
 

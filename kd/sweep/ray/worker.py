@@ -88,7 +88,8 @@ def _why(error: Exception, task: Task) -> str:
     import ray
 
     lines = str(error).strip().splitlines()
-    worker = f"The worker ({described(_who(task))})"
+    who = _who(task)
+    worker = f"The worker ({described(who)})" if who else "The worker"
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         why = f"{worker} was ended by Ray: {lines[0]} Lower hydra.launcher.slots, or what a job keeps in memory."
     elif isinstance(error, ray.exceptions.RayTaskError) or "creation task" in lines[0]:
