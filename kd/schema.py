@@ -5,6 +5,7 @@ them against the signature of the class they name. Nothing in this file imports 
 within a second.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,7 +212,9 @@ def _check_common(config: RunConfig) -> None:
     if trainer.threads is not None:
         integer("trainer.threads", trainer.threads, low=1)
     choice("trainer.precision", trainer.precision, PRECISIONS)
-    choice("logger", config.logger.kind, LOGGERS)
+    kind = choice("logger", config.logger.kind, LOGGERS)
+    if kind not in ("auto", "csv") and importlib.util.find_spec(kind) is None:
+        raise ConfigError(f"logger={kind} needs a package that is not installed: pip install {kind}")
     number("baseline.label_smoothing", config.baseline.label_smoothing, low=0, high=1)
     if trainer.gradient_clip_val is not None:
         number("trainer.gradient_clip_val", trainer.gradient_clip_val, above=0)

@@ -106,7 +106,7 @@ def test_list_shows_real_runs_and_uploads_nothing(fake, tmp_path, capsys, monkey
     folder = tmp_path / "outputs" / "real"
     folder.mkdir(parents=True)
     for label, evaluated in (("student", True), ("teacher", False)):
-        backend = Wandb(LoggerConfig(kind="wandb"), folder, "offline", "", folder)
+        backend = Wandb(LoggerConfig(kind="wandb"), folder, "offline")
         arms = {label: {"test": {"confusion": [[1]], "per_class_accuracy": [1.0]}}}
         run = Run(label, label, f"real-{label}", "group", [], {}, {"T": 4})
         backend.start(run)
@@ -115,7 +115,7 @@ def test_list_shows_real_runs_and_uploads_nothing(fake, tmp_path, capsys, monkey
         assert "unfinished  outputs/real/wandb/offline-run-" in capsys.readouterr().out
         if evaluated:
             backend.finish(run, {}, {"arms": arms, "data": {"classes": ["a"]}})
-        backend.close()
+        backend.close(complete=evaluated)
         assert sync.main(["--list"]) == 0
         assert ("1 to upload" in capsys.readouterr().out) is evaluated
     assert fake() == []

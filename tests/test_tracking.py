@@ -13,7 +13,6 @@ import pytest
 
 from kd.callbacks import SaveEpoch
 from kd.curves import read_metrics
-from kd.errors import ConfigError
 from kd.schema import LoggerConfig
 from kd.tracking import names, server
 from kd.tracking.backend import Run
@@ -58,7 +57,8 @@ def test_the_jobs_of_a_sweep_are_one_group_with_columns_and_all_arms_beside_each
     sweep = next(command.folder.glob("outputs/digits_kd/sweep-*"))
     assert f"python -m kd.sync outputs/digits_kd/{sweep.name}" in done.out
     runs = {}
-    for folder in sorted(sweep.glob("*/wandb/offline-run-*")):
+    for folder in sorted(sweep.rglob("wandb/offline-run-*")):
+        assert (folder.parent / "complete").exists()
         about = wandb_summary(folder)
         config, (started, *_) = about["config"], wandb_records(folder, "run")
         assert started["run_group"] == f"digits_kd/{sweep.name}" == config["group"]
@@ -69,19 +69,20 @@ def test_the_jobs_of_a_sweep_are_one_group_with_columns_and_all_arms_beside_each
     assert set(runs) == {("teacher", 2), ("baseline", 2), ("student", 2), ("student", 8)}
 
     for (arm, temperature), (folder, config, logged) in runs.items():
-        result = json.loads((folder.parents[1] / "result.json").read_text())
         assert [config[name] for name in names.COLUMNS] == [temperature, 0.5, None, 0, "kd"]
-        assert config["store_key"] == result["arms"][arm]["store_key"]
         assert {f"{arm}/train/loss", f"{arm}/train/ce", f"{arm}/train/lr", f"{arm}/val/accuracy"} <= set(logged)
-        for other in result["arms"] if arm == "student" else [arm]:
+        if arm != "student":
+            continue  # a network that the jobs share has its curves; the students know its results
+        result = json.loads((folder.parents[1] / "result.json").read_text())
+        assert config["store_key"] == result["arms"][arm]["store_key"]
+        for other in result["arms"]:
             block = result["arms"][other]
             assert logged[f"{other}/test/accuracy"] == pytest.approx(block["test"]["accuracy"])
             assert logged[f"{other}/val/selected_accuracy"] == pytest.approx(block["val"]["accuracy"])
             per_class = [logged[f"{other}/test/class_accuracy/{name}"] for name in result["data"]["classes"]]
             assert per_class == pytest.approx(block["test"]["per_class_accuracy"])
-        if arm == "student":
-            student, baseline = (result["arms"][name]["test"]["accuracy"] for name in ("student", "baseline"))
-            assert logged["student/test/points_over_baseline"] == pytest.approx(100 * (student - baseline))
+        student, baseline = (result["arms"][name]["test"]["accuracy"] for name in ("student", "baseline"))
+        assert logged["student/test/points_over_baseline"] == pytest.approx(100 * (student - baseline))
         tables = sorted((folder / "files" / "media" / "table").rglob("*.json"))
         by_columns = {tuple(table["columns"]): table["data"] for table in map(json.loads, map(Path.read_text, tables))}
         assert sum(count for _, _, count in by_columns[("actual", "predicted", "images")]) == 397
@@ -137,7 +138,7 @@ def test_after_kill_9_wandb_has_every_point_once(tmp_path, command):
 def test_online_only_what_the_server_has_not_is_logged_again(tmp_path):
     logged = []
     run = SimpleNamespace(starting_step=38, log=lambda values, step, commit: logged.append((values, step, commit)))
-    backend = Wandb(LoggerConfig(), tmp_path, "online", "", tmp_path)
+    backend = Wandb(LoggerConfig(), tmp_path, "online")
     student = Run("student", "student", "name", "group", [], {}, {})
     backend.open["student"] = run
     backend.log(student, {"student/train/loss": 1.0, "epoch": 1}, 37)
@@ -250,11 +251,9 @@ def test_without_the_package(monkeypatch):
     mode, hint = server.mode(LoggerConfig(kind="auto"))
     assert mode == "off"
     assert "pip install wandb" in hint
-    with pytest.raises(ConfigError, match=r"pip install wandb"):
-        server.mode(LoggerConfig(kind="wandb"))
 
 
-@pytest.mark.parametrize("kind", ["trackio", "tensorboard"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_package_is_said_before_anything_trains(command, monkeypatch, kind):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *given: None if name == kind else find(name, *given))

@@ -12,8 +12,9 @@ from kd.sweep.networks import Plans, job_task
 from kd.sweep.plan import Arguments, Job
 from kd.sweep.rehearsal import rehearse
 from kd.sweep.search import Search
-from kd.sweep.summary import Summary
+from kd.sweep.summary import Summary, shown
 from kd.sweep.task import ELSEWHERE, FAILED, Launcher
+from kd.tracking.look import where
 
 PART_FAILED = 6
 POLL_S = 1.0
@@ -43,6 +44,8 @@ def drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console
     book.write("failed" if failed else "done")
     summary.end(folder)
     todo.end(summary)
+    if rehearsed and (line := where(rehearsed[0].config.logger, shown(folder))):
+        summary.note(line)
     return PART_FAILED if failed else 0
 
 

@@ -96,6 +96,7 @@ def train_network(task: Task, config: RunConfig, console: Console) -> None:
     )
     try:
         trainings.obtain(recipe)
+        tracking.finish()
     finally:
         tracking.close()
 

@@ -20,8 +20,6 @@ class Run:
 class Backend(Protocol):
     """A dashboard. Each training has a log of its own, known by its label."""
 
-    hint: str  # where to look, for the user
-
     def knows(self, label: str) -> bool:
         """Whether an earlier process has begun this training's log, from this run folder."""
 
@@ -34,5 +32,5 @@ class Backend(Protocol):
     def finish(self, run: Run, scalars: dict[str, float], result: dict[str, Any]) -> None:
         """Log an evaluated arm's final metrics; `result` is result.json."""
 
-    def close(self) -> None:
-        """Close all logs, whatever has become of the training. May be called twice."""
+    def close(self, complete: bool) -> None:
+        """Close all logs; `complete`: nothing more will be logged from this run folder. May be called twice."""

@@ -1,13 +1,11 @@
 """TensorBoard: event files in the run folder, `tensorboard/<label>`, and the student's settings with its results."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from kd.errors import ConfigError
 from kd.tracking import names
 from kd.tracking.backend import Run
 
@@ -15,14 +13,10 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    """The event files of one run folder. Raises `ConfigError` without the package."""
+    """The event files of one run folder."""
 
-    def __init__(self, folder: Path, look: Path) -> None:
-        """`look` is the folder that the hint names: the run's, or its sweep's."""
-        if importlib.util.find_spec("tensorboard") is None:
-            raise ConfigError("logger=tensorboard needs TensorBoard: pip install tensorboard")
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hint = f"TensorBoard: tensorboard --logdir {look}"
         self.open: dict[str, TensorBoardLogger] = {}
 
     def knows(self, label: str) -> bool:
@@ -45,7 +39,7 @@ class TensorBoard:
             scalars = {name: value for name, value in scalars.items() if name not in names.headlines(scalars)}
         logger.log_metrics(scalars, step=epochs)
 
-    def close(self) -> None:
+    def close(self, complete: bool) -> None:
         for logger in self.open.values():
             logger.finalize("success")
         self.open.clear()

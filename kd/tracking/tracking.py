@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from kd.curves import read_metrics
 from kd.files import METRICS
 from kd.recipe import Recipe
-from kd.schema import RunConfig
-from kd.tracking import names, server
+from kd.schema import LoggerConfig, RunConfig
+from kd.tracking import look, names, server
 from kd.tracking.backend import Backend, Run
+from kd.tracking.server import Mode
 from kd.tracking.tensorboard import TensorBoard
 from kd.tracking.trackio import Trackio
 from kd.tracking.wandb import Wandb
@@ -29,31 +30,38 @@ class Tracking:
 
     `sweep` is the group's name for the jobs of a sweep; a single run's is its experiment. A training that continues
     after a cut has its log begun anew from the rows of metrics.csv: no point is lost, none comes twice. Raises
-    `ConfigError` if a package is missing.
+    `ConfigError` for a dashboard that cannot be.
     """
 
     def __init__(self, config: RunConfig, folder: Path, sweep: str | None = None) -> None:
         self.config = config
         self.folder = folder
         self.group = sweep or config.experiment
-        self.backend, self._hint = _backend(config, folder, folder.parent if sweep else folder)
+        mode = server.mode(config.logger) if config.logger.kind in ("auto", "wandb") else None
+        self.backend = _backend(config.logger, folder, mode[0] if mode else "off")
+        self.hint = look.where(config.logger, folder.parent if sweep else folder, mode)  # one line for the user, or ""
         self.runs: dict[str, Run] = {}  # by label, open until `finish`
-
-    @property
-    def hint(self) -> str:
-        """One line for the user: where to look, or why there is nothing to see; or ""."""
-        return self.backend.hint if self.backend else self._hint
 
     def start(self, recipe: Recipe, past: Sequence[Row] = ()) -> Logger | None:
         """Begin the log of a training; `past` is what was logged before it was cut off. None without a dashboard."""
         return self._start(recipe.label, recipe.key, past)
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Log the final metrics of result.json, and close all logs.
+    def finish(self, result: dict[str, Any] | None = None) -> None:
+        """Log the final metrics of result.json, and close all logs, which are complete now.
 
         The student has a log even where its network was found in the store, so that no job of a sweep is missing; so
-        have arms that an earlier process of this folder has trained before it was cut off.
+        have arms that an earlier process of this folder has trained before it was cut off. Without a result, of a
+        network that several runs share, the curves are all there is.
         """
+        if result is not None:
+            self._log_result(result)
+        self._close(complete=True)
+
+    def close(self) -> None:
+        """Close all logs, whatever has become of the training."""
+        self._close(complete=False)
+
+    def _log_result(self, result: dict[str, Any]) -> None:
         rows = read_metrics(self.folder / METRICS)
         for label in dict.fromkeys(row["arm"] for row in rows if row["epoch"]):
             if label not in self.runs and (label == names.STUDENT or self._known(label)):
@@ -62,11 +70,9 @@ class Tracking:
         for label, run in self.runs.items():
             if label in result["arms"]:  # a first stage, or a member of a teacher, is not evaluated
                 self._finish(run, result)
-        self.close()
 
-    def close(self) -> None:
-        """Close all logs, whatever has become of the training."""
-        self._attempt(lambda backend: backend.close())
+    def _close(self, *, complete: bool) -> None:
+        self._attempt(lambda backend: backend.close(complete))
         self.runs.clear()
 
     def _start(self, label: str, key: str | None, past: Sequence[Row]) -> Logger | None:
@@ -100,7 +106,7 @@ class Tracking:
         try:
             return action(self.backend)
         except Exception as error:  # of whatever kind: said to the user, and no reason to stop a training
-            self._hint = f"logger={self.config.logger.kind}: {error}; metrics.csv has everything"
+            self.hint = f"logger={self.config.logger.kind}: {error}; metrics.csv has everything"
             self.backend = None
             return None
 
@@ -131,19 +137,12 @@ class _Log(Logger):
         """The configuration is logged when the run starts."""
 
 
-def _backend(config: RunConfig, folder: Path, look: Path) -> tuple[Backend | None, str]:
-    """The dashboard of a configuration, and what to say if there is none."""
-    settings = config.logger
-    if settings.kind == "csv":
-        return None, ""
+def _backend(settings: LoggerConfig, folder: Path, mode: Mode) -> Backend | None:
     if settings.kind == "tensorboard":
-        return TensorBoard(folder, look), ""
+        return TensorBoard(folder)
     if settings.kind == "trackio":
-        return Trackio(settings.project, folder), ""
-    mode, hint = server.mode(settings)
-    if mode == "off":
-        return None, hint
-    return Wandb(settings, folder, mode, hint, look), ""
+        return Trackio(settings.project, folder)
+    return None if mode == "off" else Wandb(settings, folder, mode)
 
 
 def _replay(logger: Logger, arm: str, rows: Sequence[Row]) -> None:

@@ -1,7 +1,6 @@
 """trackio: a dashboard on this machine alone. Its database lies where trackio keeps it, for all runs together."""
 
 import hashlib
-import importlib.util
 import io
 import os
 from collections.abc import Iterator
@@ -16,17 +15,14 @@ REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 class Trackio:
-    """The trackio runs of one run folder. Raises `ConfigError` without the package, or where it would use a network."""
+    """The trackio runs of one run folder. Raises `ConfigError` where they would leave this machine."""
 
     def __init__(self, project: str, folder: Path) -> None:
-        if importlib.util.find_spec("trackio") is None:
-            raise ConfigError("logger=trackio needs trackio: pip install trackio")
         if remote := [name for name in REMOTE if os.environ.get(name)]:
             raise ConfigError(
                 f"logger=trackio logs on this machine only, but {remote[0]}={os.environ[remote[0]]} is set. Unset it; "
                 "`trackio sync` uploads a project afterwards."
             )
-        import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
         try:
@@ -35,7 +31,6 @@ class Trackio:
             raise ConfigError(f"Expected `logger.project` to be a name that trackio accepts: {error}") from error
         self.project = project
         self.folder = folder
-        self.hint = f'trackio: trackio show --project "{project}"  (files in {trackio.utils.TRACKIO_DIR})'
         self.current: Any = None  # trackio has one run open at a time, that of the training at work
 
     def knows(self, label: str) -> bool:
@@ -52,7 +47,7 @@ class Trackio:
     def finish(self, run: Run, scalars: dict[str, float], result: dict[str, Any]) -> None:
         self._open(run, "allow").log(scalars)
 
-    def close(self) -> None:
+    def close(self, complete: bool = False) -> None:
         import trackio
 
         if self.current is not None:

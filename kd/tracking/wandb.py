@@ -18,17 +18,11 @@ FINISH_TIMEOUT_S = 60.0
 class Wandb:
     """The W&B runs of one run folder: they lie in its `wandb/`, whose names tell each label's W&B id."""
 
-    def __init__(
-        self, settings: LoggerConfig, folder: Path, mode: Literal["online", "offline"], hint: str, upload: Path
-    ) -> None:
-        """`upload` is the folder that the hint names: the run's, or its sweep's."""
+    def __init__(self, settings: LoggerConfig, folder: Path, mode: Literal["online", "offline"]) -> None:
         self.settings = settings
         self.folder = folder
         self.mode = mode
-        self.hint = hint
-        self.upload = upload
         self.open: dict[str, Any] = {}  # W&B runs by label
-        self._evaluated = False
 
     def knows(self, label: str) -> bool:
         return bool(self._earlier(label))
@@ -75,16 +69,12 @@ class Wandb:
         own = {name: value for name, value in scalars.items() if name.startswith(f"{run.arm}/")}
         opened.log({**own, **_tables(run.arm, result["arms"][run.arm]["test"], result["data"]["classes"])})
         opened.summary.update(scalars)
-        self._evaluated = True
 
-    def close(self) -> None:
+    def close(self, complete: bool) -> None:
         for opened in self.open.values():
             opened.finish()
-        if self.open and self.mode == "offline":
-            if self._evaluated:
-                self._marker.touch()
-            reason = self.hint or "W&B: logging offline"
-            self.hint = f"{reason}; upload with: python -m kd.sync {self.upload}"
+        if self.open and complete:
+            self._marker.touch()
         self.open.clear()
 
     @property
