@@ -27,7 +27,7 @@ def drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console
         folder, todo.begin(), experiment=arguments.experiment, command=command, launcher=type(launcher).__name__
     )
     rehearsed = todo.rehearsed(book)
-    summary = Summary(console, book, launcher.slots())
+    summary = Summary(console, book, launcher.slots() if rehearsed else 0)
     summary.start(folder)
     try:
         if rehearsed:

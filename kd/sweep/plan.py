@@ -230,7 +230,9 @@ def _first(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.input_line)
     if override.is_discrete_sweep():
-        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+        for value in override.sweep_string_iterator():
+            return f"{override.get_key_element()}={value}"
+        raise ConfigError(f"{override.input_line} has no value, so that the sweep would have no job.")
     interval: Any = override.value()
     return f"{override.get_key_element()}={interval.start}"
 

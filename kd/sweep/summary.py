@@ -20,7 +20,7 @@ ROWS = 10  # configurations in the table
 class Summary:
     """Prints as a sweep goes on. In a terminal there is a bar besides; elsewhere each line says how far it is."""
 
-    def __init__(self, console: Console, book: Book, slots: int) -> None:
+    def __init__(self, console: Console, book: Book, slots: int = 0) -> None:
         self.console, self.book, self.slots = console, book, slots
         self.seconds: list[float] = []  # of the jobs done now
         self.bar: Progress | None = None
@@ -29,7 +29,8 @@ class Summary:
         counts = self.book.counts
         before = f", {counts[DONE]} of them finished before" if counts[DONE] else ""
         self._say(f"{shown(folder)}")
-        self._say(f"{self.book.total} jobs{before}, {self.slots} at once; the state of each is in sweep.json there")
+        at_once = f", {self.slots} at once" if self.slots else ""
+        self._say(f"{self.book.total} jobs{before}{at_once}; the state of each is in sweep.json there")
         if self.console.is_terminal and self.book.total > self._finished():
             self.bar = Progress(BarColumn(), TextColumn("{task.completed}/{task.total}"), State(self),
                                 console=self.console, transient=True)  # fmt: skip

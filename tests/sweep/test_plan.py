@@ -121,6 +121,7 @@ def test_an_unknown_choice_or_key_is_told_like_that_of_a_run():
         (["--config-dir", "seed=0,1"], "A sweep takes"),
         (["hydra.sweep.subdir=x", "seed=0,1"], "hydra.sweep.subdir"),
         (["method.alpha=interval(0,1)"], "hydra/sweeper=optuna"),
+        (["seed=range(1,1)"], "no value"),
     ],
 )
 def test_what_a_sweep_cannot_take_is_refused(given, words):
