@@ -246,3 +246,21 @@ def test_published_numbers_stand_beside_the_students(tmp_path: Path) -> None:
     assert rows[0][9][0] == "74 errors (92)99.26% (99.00%)method dkd"
     assert page.row("T=4,alpha=0.9,seed=0")[8][0] == "-"
     assert page.row("fake_kd")[8][0] == "74 errors (93)99.26% (99.00%)method dkd"
+
+
+def test_jobs_without_a_result_are_named_on_the_page_and_in_the_terminal(tmp_path, capsys):
+    from kd.report.__main__ import main
+
+    folders = sweep(tmp_path / "outputs" / "sweep-1", CELLS)
+    jobs = [{"name": folder.name, "overrides": ["seed=0"], "state": "done", "error": None} for folder in folders]
+    jobs.append({"name": "x", "overrides": ["method.temperature=9"], "state": "failed", "error": {"message": "<b>NaN"}})
+    jobs += [{"name": f"y{n}", "overrides": [f"seed={n}"], "state": "pending", "error": None} for n in range(30)]
+    (folders[0].parent / "sweep.json").write_text(json.dumps({"jobs": [*jobs, 3, {"name": 4, "error": 5}]}))
+    assert main([str(tmp_path / "outputs")]) == 0
+    told = capsys.readouterr().err
+    assert "Without a result: temperature=9: failed: <b>NaN\n" in told
+    assert "Without a result: seed=1: pending\n" in told
+    assert "Without a result: and 12 more\n" in told
+    page = (tmp_path / "outputs" / "report.html").read_text()
+    assert "temperature=9: failed: &lt;b&gt;NaN" in page
+    assert "temperature=9: failed: <b>" not in page

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.report.missing import missing, shortened
 from kd.report.page import write_page
 from kd.report.read import find_runs, unfinished
 
@@ -19,9 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     target = given.out or (given.folders[0] if len(given.folders) == 1 else Path()) / "report.html"
     try:
-        write_page(find_runs(given.folders), target)
+        without_result = shortened(missing(given.folders))
+        write_page(find_runs(given.folders), target, without_result)
         for folder in unfinished(given.folders):
             print(f"Left out, it has not finished: {folder}", file=sys.stderr)
+        for line in without_result:
+            print(f"Without a result: {line}", file=sys.stderr)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.status

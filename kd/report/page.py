@@ -1,6 +1,7 @@
 """The page itself: one run, or several beside each other."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from kd.errors import ConfigError
@@ -18,8 +19,10 @@ FIGURES = "figures"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "  # no address: nothing is fetched
 
 
-def write_page(folders: list[Path], target: Path) -> None:
+def write_page(folders: list[Path], target: Path, without_result: Sequence[str] = ()) -> None:
     """Write the page of one run folder, and its pictures beside it, or one page that compares several.
+
+    `without_result`: what a reader must know to be missing from the comparison.
 
     Raises:
         ConfigError: a folder holds no finished run, or the page cannot be written.
@@ -31,7 +34,7 @@ def write_page(folders: list[Path], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         figures = target.parent / FIGURES
-        _write(target, _one(runs[0], figures) if len(runs) == 1 else _several(runs, figures))
+        _write(target, _one(runs[0], figures) if len(runs) == 1 else _several(runs, figures, without_result))
     except OSError as error:
         raise ConfigError(f"Cannot write {target}: {error.strerror or error}. Choose another file.") from error
 
@@ -42,7 +45,7 @@ def _one(run: Run, figures: Path) -> str:
     return _document(f"{run.experiment}, seed {run.seed}", _header(run), headline(run), section(run, drawn))
 
 
-def _several(runs: list[Run], figures: Path) -> str:
+def _several(runs: list[Run], figures: Path, without_result: Sequence[str]) -> str:
     """The comparison, with pictures of its own, and below it each run folded up."""
     names = run_names(runs)
     drawn = sweep_pictures(runs, names)
@@ -61,7 +64,17 @@ def _several(runs: list[Run], figures: Path) -> str:
         )
         for number, (run, name) in enumerate(zip(runs, names, strict=True), 1)
     ]
-    return _document(f"{title}: {len(runs)} runs", header, comparison(runs, drawn), tag("h2", "Each run"), *parts)
+    told = _missing(without_result)
+    compared = comparison(runs, drawn)
+    return _document(f"{title}: {len(runs)} runs", header, *told, compared, tag("h2", "Each run"), *parts)
+
+
+def _missing(lines: Sequence[str]) -> list[Html]:
+    if not lines:
+        return []
+    return [
+        tag("section", tag("h2", "Without a result"), tag("ul", *(tag("li", line) for line in lines)), class_="card")
+    ]
 
 
 def _header(run: Run) -> Html:

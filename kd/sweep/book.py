@@ -11,7 +11,6 @@
 chose settings that do not fit together. The jobs of a search are those of its trials so far.
 """
 
-import json
 import sys
 import time
 from collections import Counter
@@ -25,9 +24,10 @@ from kd import folder as folders
 from kd.files import write_json
 from kd.locks import owner
 from kd.sweep.plan import Job
+from kd.sweep.record import FILE, read_sweep
 from kd.sweep.task import DONE, FAILED, Outcome
 
-SCHEMA, FILE, MARKS = 1, "sweep.json", "running"
+SCHEMA, MARKS = 1, "running"
 PENDING, RUNNING, SKIPPED = "pending", "running", "skipped"
 LEAST_PAUSE_S = 2.0
 SHARE = 0.02  # of the time may go into writing the file, however long it is
@@ -142,15 +142,6 @@ class Book:
             self._told = True
         self._written = time.monotonic()
         self._pause_s = max(LEAST_PAUSE_S, (self._written - now) / SHARE)
-
-
-def read_sweep(folder: Path) -> dict[str, Any] | None:
-    """Return what sweep.json holds; None if there is none that can be read."""
-    with suppress(OSError, ValueError):
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if isinstance(content, dict) and isinstance(content.get("jobs"), list):
-            return content
-    return None
 
 
 def _attempts(path: Path) -> dict[str, int]:

@@ -8,11 +8,11 @@ from rich.console import Console
 from kd import folder as folders
 from kd.errors import ConfigError
 from kd.locks import described, is_owned, read_owner
-from kd.sweep.book import FILE
 from kd.sweep.drive import PART_FAILED, group
 from kd.sweep.grid import Grid
 from kd.sweep.networks import Plans, job_task
 from kd.sweep.plan import Arguments, Job
+from kd.sweep.record import FILE
 from kd.sweep.search import Search
 from kd.sweep.summary import shown
 from kd.sweep.task import DONE, FAILED, Launcher, Task

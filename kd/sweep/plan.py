@@ -21,6 +21,7 @@ from kd.cli import SWEEP_FLAGS, compose, compose_with_hydra, is_override, messag
 from kd.errors import ConfigError
 from kd.files import ELSEWHERE
 from kd.schema import RunConfig, check, check_rules
+from kd.sweep.record import in_words
 
 SHOWN = 20  # mistakes that are told one by one
 
@@ -169,12 +170,6 @@ class Composer:
                 mistakes.setdefault(text, []).append(" ".join(overrides) or "default")
         refuse(mistakes, len(combinations))
         return list(jobs.values())
-
-
-def in_words(overrides: Iterable[str]) -> str:
-    """Overrides without their groups: `temperature=2 seed=0`."""
-    parted = (override.partition("=") for override in overrides)
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parted) or "default"
 
 
 def refuse(mistakes: dict[str, list[str]], total: int, which: str = "") -> None:

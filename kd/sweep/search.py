@@ -23,7 +23,8 @@ from kd.cli import message
 from kd.errors import ConfigError
 from kd.sweep.book import SKIPPED, Book
 from kd.sweep.networks import Plans
-from kd.sweep.plan import Arguments, Composer, Job, in_words
+from kd.sweep.plan import Arguments, Composer, Job
+from kd.sweep.record import in_words
 from kd.sweep.space import Dimension, interval, listed, probes
 from kd.sweep.study import SAMPLERS, Study, Trial, sqlite
 from kd.sweep.task import DONE

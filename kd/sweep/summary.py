@@ -11,7 +11,8 @@ from rich.text import Text
 
 from kd.files import LOG
 from kd.sweep.book import SKIPPED, Book, Record
-from kd.sweep.plan import Job, in_words
+from kd.sweep.plan import Job
+from kd.sweep.record import in_words
 from kd.sweep.task import DONE, FAILED, Outcome
 
 ROWS = 10  # configurations in the table

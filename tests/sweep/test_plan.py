@@ -9,7 +9,8 @@ from hydra.errors import HydraException
 from kd import cli
 from kd.errors import ConfigError
 from kd.schema import check
-from kd.sweep.plan import Composer, Job, grid, in_words, read_arguments
+from kd.sweep.plan import Composer, Job, grid, read_arguments
+from kd.sweep.record import in_words
 from kd.sweep.rehearsal import covering
 from tests.commands import configured
 

@@ -13,7 +13,8 @@ import pytest
 
 from kd.locks import owned
 from kd.sweep import work
-from kd.sweep.book import Book, read_sweep
+from kd.sweep.book import Book
+from kd.sweep.record import read_sweep
 from kd.sweep.task import Outcome, Task
 from tests.commands import QUICK, Command
 
