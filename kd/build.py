@@ -10,6 +10,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
+from kd import parallel
 from kd.check import nearest
 from kd.data import DistillationData, ForeignData
 from kd.errors import ConfigError, UserError
@@ -184,16 +185,17 @@ def optimizer_and_schedule(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def device(trainer: TrainerConfig) -> torch.device:
-    """Set the number of CPU threads and return the one device of a run.
+    """Set the number of CPU threads and return the one device of a run, or of this one of its processes.
 
     Raises `ConfigError` if this machine does not have the device.
     """
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)
+    own = parallel.own_device(trainer)
     try:
         return L.Fabric(
             accelerator=trainer.accelerator,
-            devices=trainer.devices,
+            devices=own,
             plugins=LightningEnvironment(),  # a run inside a SLURM job is no part of that job's tasks
         ).device
     except Exception as error:  # Lightning raises many types here; all of them mean the same to a user

@@ -1,5 +1,7 @@
 """What happens beside the training loop: keeping the best epoch, saving, measuring speed, showing progress."""
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -61,14 +63,30 @@ class SaveEpoch(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(temporary)
-        temporary.replace(self.path)
+        trainer.save_checkpoint(temporary)  # every process calls it, the first one writes
+        if trainer.is_global_zero:
+            temporary.replace(self.path)
+
+
+class OwnSignals(Callback):
+    """Keeps SIGTERM's handler as it is while several processes train.
+
+    Lightning's would communicate from within the handler; and to hear of it, every step would wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 class Speed(Callback):
     """Measures the images per second of training alone, without validation and logging, and the seconds of it all.
 
-    Both count on where a training that was cut off is continued.
+    The images are those of all processes.     Both count on where a training that was cut off is continued.
     """
 
     def __init__(self) -> None:
@@ -88,15 +106,15 @@ class Speed(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started = time.perf_counter()
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self,
         trainer: L.Trainer,
-        module: L.LightningModule,
+        module: Distiller,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.images += len(batch.target)
+        self.images += module.images(batch, batch_idx)
         if batch_idx + 1 == trainer.num_training_batches:
             if module.device.type == "cuda":
                 torch.cuda.synchronize(module.device)

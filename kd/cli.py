@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.check import nearest
 from kd.errors import ConfigError, UserError
+from kd.parallel import mute_followers
 from kd.schema import RunConfig, unknown_key
 
 INTERRUPTED, PREEMPTED = 130, 143
@@ -46,6 +47,7 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the messages below are ours
     signal.signal(signal.SIGTERM, preempted)
     given = sys.argv[1:]
+    mute_followers(given)
     if _is_sweep(given):
         from kd.sweep.sweep import sweep
 

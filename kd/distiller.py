@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kd.collectives import processes, total
+from kd.data.base import DistillationData
 from kd.data.keyed import key_seed
 from kd.errors import NumericError
 from kd.losses.objective import Objective
@@ -63,7 +65,17 @@ class Distiller(L.LightningModule):
         self._sums["train"].add(
             images, {name: mean * images for name, mean in {"loss": loss.detach(), **terms}.items()}
         )
-        return loss
+        # gradients are averaged over the processes: weighted like this, that is the average over all images
+        share = self.trainer.world_size * images / self.images(batch, batch_idx)
+        return loss if share == 1 else loss * share
+
+    def images(self, batch: Batch, batch_idx: int) -> int:
+        """How many images a training batch has, in all processes together."""
+        if self.trainer.world_size == 1:
+            return len(batch.target)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, DistillationData), "only such data are shared out"
+        return data.images_in_batch(batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.student(batch.image).logits.float()
@@ -87,8 +99,8 @@ class Distiller(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = Sums()
-        # dropout's draws follow from (seed, epoch), so a resumed epoch repeats them
-        torch.manual_seed(key_seed(self.seed, self.current_epoch))
+        # dropout's draws follow from (seed, epoch) and the process, so a resumed epoch repeats them
+        torch.manual_seed(key_seed(self.seed, self.current_epoch, self.global_rank))
         self.objective.begin_epoch(self.current_epoch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -128,7 +140,7 @@ class Distiller(L.LightningModule):
 
 
 class Sums:
-    """Sums of per-image values over an epoch, kept on the device: nothing waits for it inside a step."""
+    """Sums of per-image values over an epoch, kept on the device: nothing waits for them inside a step."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
@@ -137,9 +149,13 @@ class Sums:
     def add(self, count: int, totals: dict[str, Tensor]) -> None:
         """Add the sums over a batch of `count` images."""
         self.count += count
-        for name, total in totals.items():
-            self.totals[name] = self.totals[name] + total.float() if name in self.totals else total.float()
+        for name, value in totals.items():
+            self.totals[name] = self.totals[name] + value.float() if name in self.totals else value.float()
 
     def means(self) -> dict[str, float]:
-        """The means over all images so far; reads the device."""
-        return {name: total.item() / self.count for name, total in self.totals.items()}
+        """The means over all images so far, those of all processes; reads the device."""
+        if processes() == 1:
+            return {name: value.item() / self.count for name, value in self.totals.items()}
+        count = next(iter(self.totals.values())).new_tensor(self.count, dtype=torch.float64)
+        *totals, images = total(torch.stack([*(value.double() for value in self.totals.values()), count])).tolist()
+        return {name: value / images for name, value in zip(self.totals, totals, strict=True)}

@@ -6,14 +6,18 @@ from torch import Tensor, nn
 from kd import build
 from kd.data import DistillationData
 from kd.errors import ConfigError, UserError
+from kd.global_norm import refuse_unknown_norms
 from kd.losses.objective import Objective
 from kd.recipe import File, Plan, Recipe
 from kd.taps import Tapped
 from kd.types import Batch
 
 
-def dry_run(plan: Plan, data: DistillationData) -> None:
-    """Send two images through every arm, untrained: shapes, taps, terms, optimiser, schedule fail here or nowhere."""
+def dry_run(plan: Plan, data: DistillationData, processes: int = 1) -> None:
+    """Send two images through every arm, untrained: shapes, taps, terms, optimiser, schedule fail here or nowhere.
+
+    `processes`: how many will train each network together.
+    """
     first_stage: dict[str, Tensor] = {}  # a recipe's own comes right before it
     for recipe in plan.recipes():
         loader = data.use(recipe.view).train_dataloader()
@@ -35,6 +39,10 @@ def dry_run(plan: Plan, data: DistillationData) -> None:
         else:
             objective.carry_over(first_stage if recipe.initial else {})
         _refuse_single_image_batch(nn.ModuleList([tapped, objective]), recipe)
+        if processes > 1 and recipe.epochs:
+            _refuse_small_shares(data, len(loader), processes)
+            refuse_unknown_norms(tapped.network, build.role_of(recipe))
+            refuse_unknown_norms(objective.terms, "method")
         with torch.no_grad():
             objective.eval()(tapped.eval()(batch.image), taught_by(batch), batch)
         make_optimizer, make_schedule = build.optimizer_and_schedule(recipe)
@@ -109,4 +117,21 @@ def _refuse_single_image_batch(trained: nn.Module, recipe: Recipe) -> None:
         raise ConfigError(
             f"With {images} images and data.batch_size={size} the last batch holds a single image, which batch "
             "normalisation cannot train on. Change data.batch_size, or data.train_limit by one."
+        )
+
+
+def _refuse_small_shares(data: DistillationData, batches: int, processes: int) -> None:
+    """Every process must have an image of every batch, and one to validate on."""
+    first, last = data.images_in_batch(0), data.images_in_batch(batches - 1)
+    if last < processes:
+        which = "a batch" if batches == 1 or first < processes else "the last batch"
+        raise ConfigError(
+            f"{processes} processes share every batch of {first} images, but {which} has only {last}. "
+            "Change data.batch_size or data.train_limit, or train on fewer devices (trainer.devices)."
+        )
+    validation = sum(len(batch[1]) for batch in data.val_dataloader())
+    if 0 < validation < processes:
+        raise ConfigError(
+            f"{processes} processes share the validation images, but there are only {validation}. Set data.val=0 or "
+            f"to at least {processes}, or train on fewer devices (trainer.devices)."
         )

@@ -16,12 +16,18 @@ from kd.files import CONFIG, ELSEWHERE, RESULT
 from kd.schema import RunConfig
 
 MAX_NAME = 100
+#: overrides that a folder is not named after, because they decide no result
+UNNAMED = ("data.root", "trainer", "trainer.strategy", "trainer.devices", "trainer.num_nodes")
 
 
 def config_hash(config: RunConfig) -> str:
     """Hash of everything in a configuration that decides the result."""
     content = {name: value for name, value in asdict(config).items() if name not in ELSEWHERE}
     content["data"] = {name: value for name, value in config.data.items() if name != "root"}
+    # the processes of a data-parallel run share the work of one, and its result
+    content["trainer"] = {k: v for k, v in content["trainer"].items() if k not in ("strategy", "num_nodes")}
+    if config.trainer.strategy == "ddp":
+        content["trainer"]["devices"] = 1
     canonical = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
@@ -89,7 +95,7 @@ def short(overrides: Iterable[str]) -> str:
     words = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key.partition(".")[0] not in ("experiment", *ELSEWHERE) and key != "data.root":
+        if key.partition(".")[0] not in ("experiment", *ELSEWHERE) and key not in UNNAMED:
             words.append(f"{key.rpartition('.')[2]}-{value}")
     text = re.sub(r"[^\w.+-]+", "-", "_".join(words)).strip("-") or "default"
     return text[:MAX_NAME]

@@ -17,6 +17,7 @@ def quiet() -> None:
         r".*have no `val_dataloader`.*",  # the same, in `kd.distill`
         r".*module\(s\) in eval mode at the start of training.*",  # what a first stage has trained stays frozen
         r".*`srun` command is available.*",  # a run may start on a cluster without being a task of its queue
+        r".*`broadcast_buffers` is deprecated.*",  # its successor is not in every torch that will do
         r".*isinstance\(treespec, LeafSpec\).*",  # raised inside Lightning by newer torch
     ):
         warnings.filterwarnings("ignore", message)

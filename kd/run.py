@@ -4,6 +4,7 @@ Read `run` and `conduct` from top to bottom: check the configuration, find the f
 one batch, train what is missing, evaluate once, write and show the result. With `-m` there are many runs: `kd.sweep`.
 """
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from kd import folder as folders
+from kd import parallel
 from kd.cli import entry
 from kd.locks import owned
 from kd.schema import RunConfig, check
@@ -26,6 +28,8 @@ def run(raw: DictConfig) -> None:
         show(finished, console)
         console.print("This run was finished before; force=true trains it anew.")
         return
+    if wanted := parallel.processes_to_launch(config.trainer):
+        sys.exit(parallel.launch(sys.argv[1:], processes=wanted))
     conduct(config, folder, console)
 
 
@@ -35,18 +39,23 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
     from kd import build, examples, report, result
     from kd.dry_run import dry_run
     from kd.evaluate import evaluate
+    from kd.follow import follow
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
     from kd.tracking.tracking import Tracking
     from kd.train import Trainings
 
+    team = parallel.Team(config.trainer)
+    if not team.leads:
+        follow(config, team)
+        return
     started = time.perf_counter()
     quiet()
     device = build.device(config.trainer)
     data = build.data(config)
     planned = plan(config, data)
-    dry_run(planned, data)
+    dry_run(planned, data, team.size)
     store = Store(config.store.root)
     with ExitStack() as ending:
         ending.enter_context(owned(folder))
@@ -56,7 +65,7 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
         for line in (f"{config.experiment}  {folder}", *planned.describe()):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-        trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start)
+        trainings = Trainings(data, store, folder / "checkpoints", config.trainer, console, tracking.start, team)
         for recipe in planned.recipes():
             trainings.obtain(recipe)
         found = evaluate(planned, trainings, device, timed=config.latency)

@@ -29,6 +29,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
 }
 TRAINED = ("trained", "self", "ensemble", "random")  # by the run itself, unless teacher.path is given
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp")
 LOGGERS = ("auto", "csv", "wandb", "trackio", "tensorboard")
 
 
@@ -87,6 +88,8 @@ class TrainerConfig:
     max_epochs: int = MISSING
     accelerator: str = "auto"
     devices: Any = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
     precision: str = "32-true"
     gradient_clip_val: float | None = None
     threads: int | None = None
@@ -225,12 +228,35 @@ def _check_common(config: RunConfig) -> None:
             "trainer.gradient_clip_val with trainer.precision=16-mixed needs optim.optimizer.fused=false: a fused "
             "optimiser unscales the gradients only after they would have been clipped."
         )
-    devices = trainer.devices
-    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+    _check_devices(trainer)
+
+
+def _check_devices(trainer: TrainerConfig) -> None:
+    devices, strategy = trainer.devices, str(trainer.strategy)
+    if strategy.startswith(("fsdp", "deepspeed")):
         raise ConfigError(
-            f"Expected `trainer.devices` to be 1, or a list with one device's number such as [0], but got {devices!r}: "
-            "a run trains on one device."
+            f"trainer.strategy={strategy} divides networks that do not fit on one GPU among several. Those here do fit, "
+            "and every process keeps them whole: choose trainer=ddp."
         )
+    choice("trainer.strategy", strategy, STRATEGIES)
+    integer("trainer.num_nodes", trainer.num_nodes, low=1)
+    listed = isinstance(devices, list) and bool(devices) and all(type(one) is int and one >= 0 for one in devices)
+    if strategy == "auto":
+        if trainer.num_nodes > 1 or not (devices == 1 or (listed and len(devices) == 1)):
+            raise ConfigError(
+                "Expected `trainer.devices` to be 1, or a list with one device's number such as [0], but got "
+                f"{devices!r} on {trainer.num_nodes} machine(s): a run trains on one device. For several choose "
+                "trainer=ddp."
+            )
+        return
+    if not (devices in ("auto", -1) or listed or (type(devices) is int and devices >= 1)):
+        raise ConfigError(
+            "Expected `trainer.devices` to be a number of devices, auto for all GPUs, or a list of devices' numbers "
+            f"such as [0, 1], but got {devices!r}."
+        )
+    if listed and len(set(devices)) < len(devices):
+        raise ConfigError(f"`trainer.devices` names a device twice: {devices}.")
+    choice("trainer.accelerator with trainer=ddp", trainer.accelerator, ("auto", "cpu", "gpu", "cuda"))
 
 
 def _check_data(data: dict[str, Any], teacher: TeacherConfig) -> None:

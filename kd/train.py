@@ -1,5 +1,7 @@
 """Find a network in the store, or train it with Lightning and put it there."""
 
+import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,25 +9,28 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch import nn
 
 from kd import build
-from kd.callbacks import KeepBest, SaveEpoch, ShowProgress, Speed
+from kd.callbacks import KeepBest, OwnSignals, SaveEpoch, ShowProgress, Speed
 from kd.curves import TidyCsv, read_metrics
 from kd.data import DistillationData
 from kd.distiller import Distiller
 from kd.errors import StoreError
+from kd.parallel import ProcessLostError, Team, is_broken_connection
 from kd.recipe import Node, Plan, Recipe, TeacherPlan
 from kd.schema import TrainerConfig
 from kd.store import Entry, Store
+from kd.strategy import devices
 from kd.taps import Tapped
 from kd.teachers import Ema, Frozen, Teacher
 
 EMA_SUFFIX = "-ema"  # the store entry of the averaged network beside its student's
 TERMS_SUFFIX = "-terms"  # that of what a first stage's terms have learned
+SHARED_FOLDER_S = 120.0  # until what one machine has written in a shared folder must be seen by another one
 
 
 @dataclass
@@ -38,15 +43,20 @@ class Trainings:
     settings: TrainerConfig
     console: Console
     start_logger: Callable[[Recipe, Sequence[dict[str, str]]], Logger | None]  # given the rows of the curves so far
+    team: Team = field(default_factory=Team)
     _obtained: dict[str, Entry] = field(default_factory=dict)
 
     def obtain(self, recipe: Recipe) -> Entry:
         """Return a trained network: from the store, or trained now."""
         if recipe.key not in self._obtained:
-            if found := self.store.get(recipe.key):
+            if found := self._stored(recipe.key):
                 self._say(recipe, f"found in {found.folder}")
             self._obtained[recipe.key] = found or self._train_once(recipe)
         return self._obtained[recipe.key]
+
+    def follow(self, recipe: Recipe) -> None:
+        """Train a network together with the process that leads, which stores it."""
+        self._fit(recipe, self._module(recipe)[0])
 
     def network(self, trained: Entry, role: str) -> nn.Module:
         """Build an entry's network and fill it with its weights."""
@@ -103,27 +113,12 @@ class Trainings:
 
     def _train(self, recipe: Recipe) -> Entry:
         """Train a recipe's network; one of no epochs, a teacher for a control, is stored as it starts."""
-        data = self.data.use(recipe.view)
-        teacher = build.teacher_of(recipe, self._members(recipe.teacher), data)
-        student, objective, model = build.student(recipe, data, teacher)
-        if recipe.initial:
-            self.obtain(recipe.initial).load_into(student.network)
-            learned = self.store.get(recipe.initial.key + TERMS_SUFFIX)
-            if learned is None:
-                raise StoreError(
-                    f"{self.store.root} has no {recipe.initial.key}{TERMS_SUFFIX} beside {recipe.initial.key}. "
-                    "Delete the latter; the first stage is then trained again."
-                )
-            objective.carry_over(learned.weights())
-        optimizer, schedule = build.optimizer_and_schedule(recipe)
-        module = Distiller(
-            recipe.view.arm, student, teacher, objective, optimizer, schedule,
-            seed=recipe.seed, compiled=self.settings.compile,
-        )  # fmt: skip
+        module, model = self._module(recipe)
         if recipe.epochs == 0:
             self._say(recipe, "untrained")
             return self._put(recipe, module, self._meta(recipe, model, KeepBest(), Speed()))
-        self._say(recipe, f"training {recipe.epochs} epochs: {objective.describe()}")
+        on = f" on {self.team.size} processes" if self.team.size > 1 else ""
+        self._say(recipe, f"training {recipe.epochs} epochs{on}: {module.objective.describe()}")
         best, speed, curves = self._fit(recipe, module)
         best.restore(module)
         entry = self._put(recipe, module, self._meta(recipe, model, best, speed), curves)
@@ -139,6 +134,41 @@ class Trainings:
         else:
             checkpoint.unlink()  # the weights are in the store
         return entry
+
+    def _module(self, recipe: Recipe) -> tuple[Distiller, Node]:
+        """Build what a recipe trains, as it is before the first step, and the configuration of its network."""
+        data = self.data.use(recipe.view)
+        teacher = build.teacher_of(recipe, self._members(recipe.teacher), data)
+        student, objective, model = build.student(recipe, data, teacher)
+        if recipe.initial:
+            self.obtain(recipe.initial).load_into(student.network)
+            learned = self._stored(recipe.initial.key + TERMS_SUFFIX)
+            if learned is None:
+                raise StoreError(
+                    f"{self.store.root} has no {recipe.initial.key}{TERMS_SUFFIX} beside {recipe.initial.key}. "
+                    "Delete the latter; the first stage is then trained again."
+                )
+            objective.carry_over(learned.weights())
+        optimizer, schedule = build.optimizer_and_schedule(recipe)
+        module = Distiller(
+            recipe.view.arm, student, teacher, objective, optimizer, schedule,
+            seed=recipe.seed, compiled=self.settings.compile,
+        )  # fmt: skip
+        return module, model
+
+    def _stored(self, key: str) -> Entry | None:
+        """The entry of a network; None if it is still to be trained, which is never so where another process leads."""
+        found = self.store.get(key)
+        waited_until = time.monotonic() + SHARED_FOLDER_S
+        while found is None and not self.team.leads:
+            if time.monotonic() > waited_until:
+                raise StoreError(
+                    f"{self.store.root} on {socket.gethostname()} does not have {key}, which the first process of this "
+                    "run has there: store.root must be a folder that all machines share."
+                )
+            time.sleep(0.5)
+            found = self.store.get(key)
+        return found
 
     def _meta(self, recipe: Recipe, model: Node, best: KeepBest, speed: Speed) -> dict[str, Any]:
         """What the store says about a trained network; the time of a first stage counts."""
@@ -171,22 +201,28 @@ class Trainings:
         """Train, from the last whole epoch if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""
         checkpoint = self.folder / f"{recipe.key}.ckpt"
         curves = TidyCsv(self.folder / f"{recipe.key}.csv", recipe.label)
-        self.folder.mkdir(parents=True, exist_ok=True)
         resumed = _epochs_done(checkpoint)
-        if resumed:
-            self._say(recipe, f"continuing after epoch {resumed} of {recipe.epochs}")
-        curves.resume(resumed)
         best, speed = KeepBest(), Speed()
-        loggers = [curves, self.start_logger(recipe, read_metrics(curves.path))]
+        callbacks: list[Callback] = [best, speed, SaveEpoch(checkpoint)]
+        if self.team.size > 1:
+            callbacks.append(OwnSignals())
+        loggers: list[Logger | None] = []
+        if self.team.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if resumed:
+                self._say(recipe, f"continuing after epoch {resumed} of {recipe.epochs}")
+            curves.resume(resumed)
+            loggers = [curves, self.start_logger(recipe, read_metrics(curves.path))]
+            callbacks.append(ShowProgress(self.console, recipe.label, speed))
+            self.team.announce({"network": recipe.key, "folder": str(self.folder)})
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
-            accelerator=self.settings.accelerator,
-            devices=self.settings.devices,
+            **devices(self.settings, self.team, module, self.data),
             precision=recipe.precision,  # type: ignore[arg-type]
             gradient_clip_val=recipe.gradient_clip_val,
             deterministic=self.settings.deterministic,
             logger=[logger for logger in loggers if logger is not None],
-            callbacks=[best, speed, ShowProgress(self.console, recipe.label, speed), SaveEpoch(checkpoint)],
+            callbacks=callbacks,
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             limit_val_batches=None if self.data.counts()["val"] and not recipe.is_initial else 0,
@@ -194,13 +230,18 @@ class Trainings:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[LightningEnvironment()],  # not SLURM's: one process is one run
         )
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         except SystemExit as left:
             if left.code == 1:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
+            raise
+        except RuntimeError as error:
+            if self.team.size > 1 and is_broken_connection(error):
+                raise ProcessLostError(
+                    "Another process of this run has ended. The same command continues the run."
+                ) from error
             raise
         return best, speed, curves.path
 

@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 from kd.check import integer
 from kd.data.augment import augment as named_augment
-from kd.data.keyed import KeyedSampler
+from kd.data.keyed import WHOLE, KeyedSampler, Ordered, Share
 from kd.errors import ConfigError
 from kd.types import Batch
 
@@ -57,6 +57,16 @@ class DistillationData(L.LightningDataModule):
     @abstractmethod
     def counts(self) -> dict[str, int]:
         """The number of images in train, val and test, before omission."""
+
+    def images_in_batch(self, place: int) -> int:
+        """How many images the training batch at this place of an epoch has, those of all processes together.
+
+        Raises `ConfigError` for data that several processes cannot share out.
+        """
+        raise ConfigError(
+            f"{self.name} has an order of its own, which several processes cannot share out: trainer=ddp trains on the "
+            "built-in datasets and data=imagefolder. Train on one device (trainer.strategy=auto trainer.devices=1)."
+        )
 
     def transfer_set(self) -> tuple[Tensor, Tensor]:
         """The index (N,) and label (N,) of each image of the present view. Raises `ConfigError` if they are unknown."""
@@ -121,7 +131,7 @@ class ImageData(DistillationData):
         for arm in self.omit_from:  # refuse now what would leave an arm without images
             self._seen(self.train_rows, arm)
             self._seen(self.val_rows, arm)
-        self._view = View("student", 0, augment)
+        self.use(View("student", 0, augment))
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
@@ -133,8 +143,8 @@ class ImageData(DistillationData):
         """Read the data, or raise `DataError`; sets class_names, image_shape, mean, std, train_targets, test_count."""
 
     @abstractmethod
-    def loader(self, sampler: Sampler[int], split: str, batch_size: int) -> Any:
-        """An iterable with a length over the uint8 `Batch`es of the rows that the sampler gives."""
+    def loader(self, sampler: Ordered, split: str, batch_size: int, share: Share = WHOLE) -> Any:
+        """An iterable with a length over the uint8 `Batch`es of the rows that the sampler gives, or a share of each."""
 
     # --- splits ---------------------------------------------------------------------------------------------------
 
@@ -189,6 +199,7 @@ class ImageData(DistillationData):
 
     def use(self, view: View) -> Self:
         self._view = view
+        self._images = len(self._seen(self.train_rows, view.arm))
         return self
 
     def identity(self, view: View) -> dict[str, Any]:
@@ -207,10 +218,17 @@ class ImageData(DistillationData):
         sampler = KeyedSampler(self._seen(self.train_rows, self._view.arm), self._view.seed)
         if self.trainer is not None:  # workers may fetch before Lightning has told a resumed epoch's number
             sampler.set_epoch(self.trainer.current_epoch)
-        return self.loader(sampler, "train", self.batch_size)
+        return self.loader(sampler, "train", self.batch_size, self._share())
+
+    def images_in_batch(self, place: int) -> int:
+        return min(self.batch_size, self._images - place * self.batch_size)
+
+    def _share(self) -> Share:
+        """This process's share while it trains together with others."""
+        return WHOLE if self.trainer is None else Share(self.trainer.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> Any:
-        rows = self._seen(self.val_rows, self._view.arm)
+        rows = self._share().of(self._seen(self.val_rows, self._view.arm))
         return self.loader(InOrder(rows), "train", EVALUATION_BATCH) if len(rows) else []
 
     def test_dataloader(self) -> Any:

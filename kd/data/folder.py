@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd.check import integer
 from kd.data.base import ImageData, View
+from kd.data.keyed import WHOLE, BatchShares, Ordered, Share
 from kd.errors import ConfigError, DataError
 from kd.types import Batch
 
@@ -99,11 +100,10 @@ class ImageFolder(ImageData):
         self.test_count = len(splits["test"])
         self._digest = _digest(root, [file for file, _ in splits["train"]])
 
-    def loader(self, sampler: Any, split: str, batch_size: int) -> DataLoader[Batch]:
+    def loader(self, sampler: Ordered, split: str, batch_size: int, share: Share = WHOLE) -> DataLoader[Batch]:
         return DecodingLoader(
             self._files[split],
-            batch_size=batch_size,
-            sampler=sampler,
+            batch_sampler=BatchShares(sampler, batch_size, share),
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),

@@ -4,7 +4,10 @@ The order of an epoch is a function of (seed, epoch), the draws of an image one 
 any number of workers or devices, and after any interruption.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,34 +43,70 @@ def below(draw: Tensor, limit: int | Tensor) -> Tensor:
     return (draw * limit) >> 32
 
 
-def key_seed(seed: int, epoch: int) -> int:
-    """One 32-bit seed for everything else that is random in an epoch (the order, dropout)."""
-    return int(draws(seed, epoch, torch.zeros(1, dtype=torch.int64), 1))
+def key_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """One 32-bit seed for everything else that is random in an epoch (the order, dropout) in process `rank`."""
+    return int(draws(seed, epoch, torch.tensor([rank]), 1))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of every batch: rows rank, rank + world, and so on. Alone: all of it."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, rows: Tensor) -> Tensor:
+        return rows[self.rank :: self.world]
+
+
+WHOLE = Share()
 
 
 class KeyedSampler(Sampler[int]):
-    """Rows in an order that is a function of (seed, epoch); process `rank` of `world` takes every world-th row of it.
+    """Rows in an order that is a function of (seed, epoch).
 
     Lightning calls `set_epoch` at the start of every epoch, also after a resume.
     """
 
-    def __init__(self, rows: Tensor, seed: int, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rows: Tensor, seed: int) -> None:
         self.rows = rows
         self.seed = seed
-        self.rank = rank
-        self.world = world
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def order(self) -> Tensor:
-        """This process's rows of the current epoch, int64, on the CPU."""
+        """The rows of the current epoch, int64, on the CPU."""
         generator = torch.Generator().manual_seed(key_seed(self.seed, self.epoch))
-        return self.rows[torch.randperm(len(self.rows), generator=generator)][self.rank :: self.world]
+        return self.rows[torch.randperm(len(self.rows), generator=generator)]
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.rows), self.world))
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
+
+
+class Ordered(Protocol):
+    """Rows in an order, as samplers here have them."""
+
+    def order(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+
+class BatchShares(Sampler[list[int]]):
+    """A process's share of every batch of a sampler's order, for a DataLoader."""
+
+    def __init__(self, sampler: Ordered, batch_size: int, share: Share) -> None:
+        self.sampler = sampler  # Lightning looks here for `set_epoch`
+        self.batch_size = batch_size
+        self.share = share
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in torch.split(self.sampler.order(), self.batch_size):
+            yield self.share.of(rows).tolist()

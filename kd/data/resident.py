@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,32 +19,32 @@ from torch import Tensor
 
 from kd.data import checksums
 from kd.data.base import SPLIT_SEED, ImageData
+from kd.data.keyed import WHOLE, Ordered, Share
 from kd.errors import DataError
 from kd.types import Batch
 
 DOWNLOAD_TIMEOUT_S = 20.0
 
 
-class Ordered(Protocol):
-    def order(self) -> Tensor: ...
-
-
 class ResidentLoader:
     """Gathers whole batches out of resident tensors; Lightning takes any iterable with a length."""
 
-    def __init__(self, images: Tensor, targets: Tensor, sampler: Any, batch_size: int) -> None:
+    def __init__(
+        self, images: Tensor, targets: Tensor, sampler: Ordered, batch_size: int, share: Share = WHOLE
+    ) -> None:
         self.images = images
         self.targets = targets
         self.sampler = sampler  # Lightning looks here for `set_epoch`
         self.batch_sampler = None  # and here, as it would in a DataLoader
         self.batch_size = batch_size
+        self.share = share
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         order = self.sampler.order().to(self.images.device)
-        for rows in order.split(self.batch_size):
+        for rows in map(self.share.of, torch.split(order, self.batch_size)):
             yield Batch(self.images[rows], self.targets[rows], rows)
 
 
@@ -66,12 +66,12 @@ class ResidentData(ImageData):
     def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return {"train": (uint8 (N, C, H, W), labels (N,)), "test": ...}."""
 
-    def loader(self, sampler: Any, split: str, batch_size: int) -> ResidentLoader:
+    def loader(self, sampler: Ordered, split: str, batch_size: int, share: Share = WHOLE) -> ResidentLoader:
         if self.trainer is not None:  # the tensors move to the training device once, and stay
             device = self.trainer.strategy.root_device
             self._splits[split] = tuple(part.to(device) for part in self._splits[split])  # type: ignore[assignment]
         images, targets = self._splits[split]
-        return ResidentLoader(images, targets, sampler, batch_size)
+        return ResidentLoader(images, targets, sampler, batch_size, share)
 
 
 class Digits(ResidentData):

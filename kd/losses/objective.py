@@ -147,6 +147,12 @@ class Objective(nn.Module):
     # --- what it needs ----------------------------------------------------------------------------------------------
 
     @property
+    def has_all_terms_always(self) -> bool:
+        """Whether every term has a weight above 0 in every epoch."""
+        turns = {0, *(epoch for schedule in self.schedules.values() for epoch in schedule.turns())}
+        return all(weight > 0 for epoch in turns for weight in self._weights_in(epoch).values())
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether any term, of whatever weight, learns from a teacher."""
         return any(term.needs_teacher for _, term in self._named_terms())

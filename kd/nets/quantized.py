@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kd import check
+from kd.collectives import largest
 from kd.errors import ConfigError
 from kd.nets.compressible import compressible
 
@@ -104,10 +105,11 @@ def quantized_activation(x: Tensor, low: Tensor, high: Tensor, bits: int, averag
     x = x.to(low.dtype)  # inside autocast they are float32 again
     if averaging is not None:
         with torch.no_grad():
-            smallest, largest = torch.aminmax(x)
+            # over the images of all processes
+            highest, lowest = largest(torch.stack([x.amax(), -x.amin()]))
             renewed = torch.where(high > low, averaging, 1.0)  # the first range is taken over
-            low.lerp_(smallest.clamp(max=0), renewed.to(low))
-            high.lerp_(largest.clamp(min=0), renewed.to(high))
+            low.lerp_((-lowest).clamp(max=0), renewed.to(low))
+            high.lerp_(highest.clamp(min=0), renewed.to(high))
     scale = _scale(high - low, 2**bits - 1)
     return torch.where(high > low, _rounded(x, scale, (-low / scale).round(), 0, 2**bits - 1), x)
 
