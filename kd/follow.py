@@ -20,6 +20,7 @@ def follow(config: RunConfig, team: Team) -> None:
     """Take part in every training that the leader announces. Says what goes wrong in this process alone."""
     try:
         _follow(config, team)
+        team.close()
     except (ProcessLostError, NumericError):
         raise  # the leader says so
     except Exception as error:

@@ -78,8 +78,9 @@ class GlobalNorm(_BatchNorm):
         over = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
         values = full_precision(input)
-        count = summed(values.new_tensor([values.numel() / values.shape[1]]))
-        mean = summed(values.sum(over)) / count
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        sums = summed(torch.cat([values.sum(over), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centred = values - mean.view(shape)
         variance = summed(centred.square().sum(over)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import ConfigError, UserError
-from kd.launch import MEETING, launch
+from kd.launch import MEETING
+from kd.launch import launch as launch
 from kd.schema import TrainerConfig
-
-__all__ = ["Place", "ProcessLostError", "Team", "here", "launch", "mute_followers", "place", "processes_to_launch"]
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +80,16 @@ def place(trainer: TrainerConfig) -> Place:
             "trainer.devices and trainer.num_nodes."
         )
     return found
+
+
+def follows(trainer: TrainerConfig) -> bool:
+    """Whether another process leads the run that this one belongs to."""
+    return place(trainer).rank > 0
+
+
+def processes(trainer: TrainerConfig) -> int:
+    """How many processes train each network of a run, those on other machines included."""
+    return _devices(trainer) * trainer.num_nodes if trainer.strategy == "ddp" else 1
 
 
 def processes_to_launch(trainer: TrainerConfig) -> int:
@@ -167,6 +176,15 @@ class Team:
             with suppress(RuntimeError):  # nobody is left to be told
                 self._tell(None)
             self._count = -1
+
+    def close(self) -> None:
+        """End the connections, when all is done."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            self.dismiss()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     def next_task(self) -> dict[str, Any] | None:
         """Wait for what the leader announces; None when it is done, or gone."""

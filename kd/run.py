@@ -75,6 +75,7 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
         result.write(folder, content, planned, trainings)
         report.write_page([folder], folder / "report.html")
         tracking.finish(content)
+    team.close()
     show(content, console)
     for line in filter(None, (f"page: {folder / 'report.html'}", tracking.hint)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -235,7 +235,7 @@ def _check_devices(trainer: TrainerConfig) -> None:
     devices, strategy = trainer.devices, str(trainer.strategy)
     if strategy.startswith(("fsdp", "deepspeed")):
         raise ConfigError(
-            f"trainer.strategy={strategy} divides networks that do not fit on one GPU among several. Those here do fit, "
+            f"trainer.strategy={strategy} divides networks among GPUs that are too small for them. Those here do fit, "
             "and every process keeps them whole: choose trainer=ddp."
         )
     choice("trainer.strategy", strategy, STRATEGIES)

@@ -40,10 +40,11 @@ class Plans:
     def rehearse(self, config: RunConfig) -> None:
         """Send one batch through every arm of a job, as the run itself will. Raises `UserError`."""
         from kd.dry_run import dry_run
+        from kd.parallel import processes
         from kd.recipe import plan
 
         data = self.data(config)
-        dry_run(plan(config, data), data)
+        dry_run(plan(config, data), data, processes(config.trainer))
 
     def needed(self, jobs: Iterable[Job], folder: Path, group: str) -> list[list[Needed]]:
         """The networks that are not in the store, level by level: teachers and baselines, then what learns of them."""
@@ -80,25 +81,32 @@ def job_task(job: Job, folder: Path, group: str) -> Task:
 def train_network(task: Task, config: RunConfig, console: Console) -> None:
     """Do a task that is a network: train it, or wait for another process that does, and leave it in the store."""
     from kd import build
+    from kd.follow import follow
+    from kd.parallel import Team
     from kd.quiet import quiet
     from kd.recipe import plan
     from kd.store import Store
     from kd.tracking.tracking import Tracking
     from kd.train import Trainings
 
+    team = Team(config.trainer)
+    if not team.leads:
+        follow(config, team)
+        return
     quiet()
     build.device(config.trainer)
     data = build.data(config)
     recipe = next(recipe for recipe in plan(config, data).recipes() if recipe.label == task.network)
     tracking = Tracking(config, task.folder, task.group)
     trainings = Trainings(
-        data, Store(config.store.root), task.folder / "checkpoints", config.trainer, console, tracking.start
+        data, Store(config.store.root), task.folder / "checkpoints", config.trainer, console, tracking.start, team
     )
     try:
         trainings.obtain(recipe)
         tracking.finish()
     finally:
         tracking.close()
+    team.close()
 
 
 def _level(recipe: Any) -> int:

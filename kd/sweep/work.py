@@ -13,11 +13,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from kd import folder as folders
+from kd import parallel
 from kd.errors import UserError
 from kd.files import ERROR, LOG
 from kd.locks import BusyError, is_owned, owner
 from kd.schema import RunConfig, check
 from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
+from kd.sweep.together import together
 
 UNEXPECTED = 1  # the status of a mistake that is not the user's
 
@@ -34,6 +36,9 @@ def perform(task: Task) -> Outcome:
 
     try:
         os.chdir(task.cwd)
+        if parallel.follows(_config(task).trainer):
+            _do(task, Console(quiet=True))
+            return outcome(DONE)  # the process that leads says more
         task.folder.mkdir(parents=True, exist_ok=True)
         with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
             try:
@@ -55,13 +60,21 @@ def _do(task: Task, console: Console) -> None:
     from kd.run import conduct
     from kd.sweep.networks import train_network
 
-    config: RunConfig = check(OmegaConf.create(task.config))
-    if task.network is not None:
+    config = _config(task)
+    if wanted := parallel.processes_to_launch(config.trainer):
+        together(task, wanted)
+    elif task.network is not None:
         train_network(task, config, console)
+    elif parallel.follows(config.trainer):
+        conduct(config, task.folder, console)
     elif is_owned(task.folder):  # said before seconds are spent on the data
         raise BusyError(task.folder)
     elif folders.finished(task.folder, folders.config_hash(config)) is None:
         conduct(config, task.folder, console, group=task.group)
+
+
+def _config(task: Task) -> RunConfig:
+    return check(OmegaConf.create(task.config))
 
 
 @contextmanager

@@ -1,0 +1,58 @@
+"""A task of a sweep for several processes; one of them is `python -m kd.sweep.together TASK OUTCOME`."""
+
+import json
+import pickle
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from kd.cli import INTERRUPTED, PREEMPTED, preempted
+from kd.errors import UserError
+from kd.locks import BusyError
+from kd.parallel import here, launch, mute_followers
+from kd.sweep.task import ELSEWHERE, FAILED, Task
+
+
+class TogetherError(UserError):
+    """Several processes could not do a task; the status is that of the one that failed first."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def together(task: Task, processes: int) -> None:
+    """Do a task in new processes. Raises what a single process would have raised, or `TogetherError`."""
+    with tempfile.TemporaryDirectory(prefix="kd-") as folder:
+        given, answer = Path(folder) / "task", Path(folder) / "outcome.json"
+        given.write_bytes(pickle.dumps(task))
+        status = launch([str(given), str(answer)], "kd.sweep.together", processes=processes)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status == PREEMPTED:
+            sys.exit(PREEMPTED)
+        outcome = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {}
+    if outcome.get("state") == ELSEWHERE:
+        raise BusyError(task.folder)
+    if status or outcome.get("state") == FAILED:
+        raise TogetherError(outcome.get("error") or f"one of {processes} processes ended with status {status}", status)
+
+
+def main(given: str, answer: str) -> int:
+    from kd.sweep.work import perform
+
+    signal.signal(signal.SIGTERM, preempted)
+    mute_followers([])
+    try:
+        outcome = perform(pickle.loads(Path(given).read_bytes()))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if here().rank == 0:
+        content = {"state": outcome.state, "error": outcome.error}
+        Path(answer).write_text(json.dumps(content), encoding="utf-8")
+    return outcome.status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
