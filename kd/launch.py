@@ -44,7 +44,8 @@ def launch(arguments: Sequence[str], module: str = "kd.run", *, processes: int) 
             finally:
                 for process in started:
                     process.kill()
-                    process.wait()
+                    with process:  # closes its input, and waits
+                        pass
 
 
 def _start(command: list[str], environment: dict[str, str]) -> Process:

@@ -8,7 +8,7 @@ from keyed_reference import below as reference_below
 from keyed_reference import draws as reference_draws
 from keyed_reference import mix as reference_mix
 
-from kd.data.keyed import KeyedSampler, below, draws, key_seed, mix
+from kd.data.keyed import BatchShares, KeyedSampler, Share, below, draws, key_seed, mix
 
 WORD = st.integers(0, 2**32 - 1)
 ROWS = torch.arange(1000, 1137)  # 137 of them, and none is its own position
@@ -81,8 +81,8 @@ class TestDraws:
 
 
 class TestOrder:
-    def order(self, seed=0, epoch=0, **world):
-        sampler = KeyedSampler(ROWS, seed, **world)
+    def order(self, seed=0, epoch=0):
+        sampler = KeyedSampler(ROWS, seed)
         sampler.set_epoch(epoch)
         return sampler.order()
 
@@ -103,14 +103,15 @@ class TestOrder:
         assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("world", [1, 2, 3, 8])
-    def test_ranks_deal_out_the_same_order(self, world):
-        """Rank r has rows r, r + world, ... of the one global order: dealing them back in turns restores it."""
-        ranks = [KeyedSampler(ROWS, 1, rank=rank, world=world) for rank in range(world)]
-        for sampler in ranks:
-            sampler.set_epoch(2)
-        assert [len(sampler) for sampler in ranks] == [len(sampler.order()) for sampler in ranks]
-        dealt = [ranks[position % world].order()[position // world].item() for position in range(len(ROWS))]
-        assert dealt == self.order(1, 2).tolist()
+    def test_processes_share_out_every_batch(self, world):
+        """Process r has rows r, r + world, ... of each batch: dealing them back in turns restores the batch."""
+        sampler = KeyedSampler(ROWS, 1)
+        sampler.set_epoch(2)
+        shares = [list(BatchShares(sampler, 16, Share(rank, world))) for rank in range(world)]
+        assert {len(share) for share in shares} == {len(BatchShares(sampler, 16, Share(0, world)))} == {9}
+        for place, batch in enumerate(self.order(1, 2).split(16)):
+            parts = [share[place] for share in shares]
+            assert [parts[at % world][at // world] for at in range(len(batch))] == batch.tolist()
 
     def test_iterating_gives_the_order(self):
         sampler = KeyedSampler(ROWS, 0)
