@@ -18,8 +18,8 @@ from kd.errors import UserError
 from kd.files import ERROR, LOG
 from kd.locks import BusyError, is_owned, owner
 from kd.schema import RunConfig, check
+from kd.sweep.parallel_task import together
 from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
-from kd.sweep.together import together
 
 UNEXPECTED = 1  # the status of a mistake that is not the user's
 

@@ -1,4 +1,4 @@
-"""A task of a sweep for several processes; one of them is `python -m kd.sweep.together TASK OUTCOME`."""
+"""A task of a sweep for several processes; one of them is `python -m kd.sweep.parallel_task TASK OUTCOME`."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def together(task: Task, processes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="kd-") as folder:
         given, answer = Path(folder) / "task", Path(folder) / "outcome.json"
         given.write_bytes(pickle.dumps(task))
-        status = launch([str(given), str(answer)], "kd.sweep.together", processes=processes)
+        status = launch([str(given), str(answer)], "kd.sweep.parallel_task", processes=processes)
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         if status == PREEMPTED:
