@@ -36,13 +36,14 @@ def perform(task: Task) -> Outcome:
 
     try:
         os.chdir(task.cwd)
-        if parallel.follows(_config(task).trainer):
-            _do(task, Console(quiet=True))
+        config: RunConfig = check(OmegaConf.create(task.config))
+        if parallel.follows(config.trainer):
+            _do(task, config, Console(quiet=True))
             return outcome(DONE)  # the process that leads says more
         task.folder.mkdir(parents=True, exist_ok=True)
         with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
             try:
-                _do(task, Console(file=log, width=120))
+                _do(task, config, Console(file=log, width=120))
             except Exception:
                 traceback.print_exc(file=log)
                 raise
@@ -56,11 +57,10 @@ def perform(task: Task) -> Outcome:
     return outcome(DONE)
 
 
-def _do(task: Task, console: Console) -> None:
+def _do(task: Task, config: RunConfig, console: Console) -> None:
     from kd.run import conduct
     from kd.sweep.networks import train_network
 
-    config = _config(task)
     if wanted := parallel.processes_to_launch(config.trainer):
         together(task, wanted)
     elif task.network is not None:
@@ -71,10 +71,6 @@ def _do(task: Task, console: Console) -> None:
         raise BusyError(task.folder)
     elif folders.finished(task.folder, folders.config_hash(config)) is None:
         conduct(config, task.folder, console, group=task.group)
-
-
-def _config(task: Task) -> RunConfig:
-    return check(OmegaConf.create(task.config))
 
 
 @contextmanager

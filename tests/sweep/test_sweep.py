@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from kd.sweep import work
 from kd.sweep.book import Book
 from kd.sweep.record import read_sweep
 from kd.sweep.task import Outcome, Task
-from tests.commands import QUICK, Command
+from tests.commands import QUICK, Command, configured
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ("-m", *QUICK, "method.temperature=2,4", "seed=0,1")
@@ -322,7 +323,7 @@ def test_the_book_shows_who_is_at_work_and_is_written_seldom(tmp_path, monkeypat
 
 
 def test_a_worker_leaves_its_mark_while_it_works(tmp_path, monkeypatch):
-    task = Task("job", {}, tmp_path / "job", tmp_path / "running" / "job.json")
+    task = Task("job", asdict(configured()), tmp_path / "job", tmp_path / "running" / "job.json")
     seen = []
     monkeypatch.setattr(work, "_do", lambda *_: seen.append(json.loads(task.mark.read_text())))
     outcome = work.perform(task)
