@@ -6,8 +6,9 @@ within a second.
 """
 
 import importlib.util
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_origin
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -180,6 +181,25 @@ def check(cfg: DictConfig) -> RunConfig:
         raise ConfigError(str(error)) from error
     check_rules(config)
     return config
+
+
+def restored(content: Mapping[str, Any]) -> RunConfig:
+    """Return the checked configuration of which this is the plain form (`asdict`), without checking it again."""
+    config: RunConfig = _restored(RunConfig, content)
+    return config
+
+
+def _restored(kind: Any, value: Any) -> Any:
+    """A value of plain containers as what an annotation says: a dataclass, or a list or mapping of them."""
+    inside = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+    if inside is None or value is None:
+        return value
+    if get_origin(kind) is list:
+        return [_restored(inside, one) for one in value]
+    if get_origin(kind) is dict:
+        return {key: _restored(inside, one) for key, one in value.items()}
+    assert isinstance(inside, type)
+    return inside(**{one.name: _restored(one.type, value[one.name]) for one in fields(inside)})
 
 
 def check_rules(config: RunConfig) -> None:

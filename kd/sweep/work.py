@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from kd import folder as folders
@@ -17,7 +16,7 @@ from kd import parallel
 from kd.errors import UserError
 from kd.files import ERROR, LOG
 from kd.locks import BusyError, is_owned, owner
-from kd.schema import RunConfig, check
+from kd.schema import RunConfig, restored
 from kd.sweep.parallel_task import together
 from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
 
@@ -36,7 +35,7 @@ def perform(task: Task) -> Outcome:
 
     try:
         os.chdir(task.cwd)
-        config: RunConfig = check(OmegaConf.create(task.config))
+        config = restored(task.config)
         if parallel.follows(config.trainer):
             _do(task, config, Console(quiet=True))
             return outcome(DONE)  # the process that leads says more

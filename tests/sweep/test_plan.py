@@ -1,5 +1,6 @@
 """Which jobs a sweep has, and that each has the configuration that its command alone would have."""
 
+import json
 import shutil
 from dataclasses import asdict
 
@@ -8,7 +9,7 @@ from hydra.errors import HydraException
 
 from kd import cli
 from kd.errors import ConfigError
-from kd.schema import check
+from kd.schema import restored
 from kd.sweep.plan import Composer, Job, grid, read_arguments
 from kd.sweep.record import in_words
 from kd.sweep.rehearsal import covering
@@ -146,9 +147,8 @@ def test_the_covering_jobs_have_every_combination_of_groups_and_every_value():
         } <= of_method
 
 
-def test_a_checked_job_can_be_checked_again():
-    """A worker checks what it is given; a job's plain form must survive that."""
-    from omegaconf import OmegaConf
-
-    (job, *_) = jobs("method=fitnets,kd", "student.hidden=[8],[9]")
-    assert check(OmegaConf.create(asdict(job.config))) == job.config
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in cli.conf_dir().glob("experiment/[a-z]*.yaml")))
+def test_a_worker_has_the_checked_configuration_from_its_plain_form(experiment):
+    for method in ("kd", "fitnets"):
+        config = configured(f"experiment={experiment}", f"method={method}")
+        assert restored(json.loads(json.dumps(asdict(config)))) == config
