@@ -1,6 +1,5 @@
 """Data-parallel runs: two processes find what one finds, fail as one does, and continue where they were cut off."""
 
-import csv
 import json
 import os
 import signal
@@ -133,7 +132,7 @@ def test_a_lost_process_ends_the_run_and_the_same_command_continues_it(tmp_path,
         assert found["arms"][arm]["test"]["accuracy"] == pytest.approx(block["test"]["accuracy"], abs=1e-9)
         assert found["arms"][arm]["test"]["nll"] == pytest.approx(block["test"]["nll"], rel=1e-3)
         assert found["arms"][arm]["val"]["nll"] == pytest.approx(block["val"]["nll"], rel=1e-3)
-    rows = [list(csv.DictReader((path.parent / "metrics.csv").open())) for path in (one, two)]
+    rows = [read_metrics(path.parent / "metrics.csv") for path in (one, two)]
     for a, b in zip(*rows, strict=True):
         assert [a[key] for key in ("arm", "epoch", "step", "name")] == [
             b[key] for key in ("arm", "epoch", "step", "name")
