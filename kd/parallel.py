@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)  # of one collective operation, and of meeting
 POLL_S = 0.1
+FAREWELL_S = 2.0  # for the others to hear that all is done: torch complains where the store goes before
 #: how a broken connection between processes reads, in gloo's and NCCL's words
 BROKEN = ("gloo", "Connection", "NCCL", "Broken pipe", "Socket", "socket")
 
@@ -175,6 +176,10 @@ class Team:
         if self.size > 1 and self.leads and self._count >= 0:
             with suppress(RuntimeError):  # nobody is left to be told
                 self._tell(None)
+                heard = [_heard(rank) for rank in range(1, self.size)]
+                until = time.monotonic() + FAREWELL_S
+                while time.monotonic() < until and not self._notes.check(heard):
+                    time.sleep(POLL_S)
             self._count = -1
 
     def close(self) -> None:
@@ -193,6 +198,8 @@ class Team:
             while not self._notes.check([key]):
                 time.sleep(POLL_S)
             told = json.loads(self._notes.get(key))
+            if told is None:
+                self._notes.set(_heard(self.place.rank), "")
         except RuntimeError:  # the store lives with the leader
             return None
         self._count += 1
@@ -218,6 +225,10 @@ class Team:
         if self.size > 1:
             self._notes.set(str(self._count), json.dumps(task))
             self._count += 1
+
+
+def _heard(rank: int) -> str:
+    return f"heard by {rank}"
 
 
 def is_broken_connection(error: BaseException) -> bool:

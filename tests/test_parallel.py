@@ -20,6 +20,7 @@ from kd.errors import ConfigError
 from kd.global_norm import GlobalNorms, refuse_unknown_norms
 from kd.recipe import plan
 from tests.commands import QUICK, Command, configured
+from tests.sweep import cluster
 from tests.two_processes import CASES, train_all
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +146,28 @@ def test_dropout_draws_other_masks_in_every_process():
 
     assert key_seed(3, 4, 0) == key_seed(3, 4)
     assert len({key_seed(3, 4, rank) for rank in range(8)}) == 8
+
+
+@pytest.mark.slurm
+def test_the_tasks_of_srun_are_the_processes_of_a_run(tmp_path, monkeypatch, alone):
+    if reason := cluster.missing():
+        pytest.skip(reason)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "slurm").mkdir()
+
+    def srun(tasks: int, *arguments: str) -> subprocess.CompletedProcess:
+        command = ["srun", f"--ntasks-per-node={tasks}", "--kill-on-bad-exit=1", sys.executable, "-m", "kd.run"]
+        return subprocess.run([*command, *QUICK, *TWO, *arguments], capture_output=True, text=True, timeout=300)
+
+    with cluster.started(tmp_path / "slurm"):
+        done = srun(2)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("student  training 2 epochs on 2 processes") == 1
+        assert "Traceback" not in done.stderr and "c10" not in done.stderr
+        wrong = srun(3, "seed=1")
+        assert wrong.returncode == 2
+        assert wrong.stderr.count("3 processes were started for this run") == 1
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
