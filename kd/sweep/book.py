@@ -57,6 +57,7 @@ class Book:
         self.about = {"schema": SCHEMA, **about, "started": _now(), "driver": owner()}
         self.records: dict[str, Record] = {}
         self.counts: Counter[str] = Counter()
+        self.best: Record | None = None  # the most accurate on validation; of equal ones the first
         self.expected = 0  # jobs that there will be: of a search more than are known
         self._before = _attempts(folder / FILE)
         self.add(jobs)
@@ -81,6 +82,7 @@ class Book:
     def _enter(self, record: Record) -> None:
         self.records[record.name] = record
         self.counts[record.state] += 1
+        self._compare(record)
 
     def _record(self, job: Job, attempts: int) -> Record:
         record = Record(job.name, list(job.overrides), job.config.seed, job.digest, attempts=attempts)
@@ -102,6 +104,7 @@ class Book:
             result = folders.finished(job.folder, job.digest)
             assert result is not None, "a job that is done has a result"
             record.result = _measured(result)
+            self._compare(record)
 
     def skip(self, job: Job, reason: str) -> None:
         """Note that a job cannot be run because of another's failure."""
@@ -113,6 +116,11 @@ class Book:
         self.counts[record.state] -= 1
         self.counts[state] += 1
         record.state = state
+
+    def _compare(self, record: Record) -> None:
+        """Let a job with a result be the best, if it is: no look at all the others whenever one ends."""
+        if _validated(record) > (_validated(self.best) if self.best else -1.0):
+            self.best = record
 
     def running(self) -> set[str]:
         """The names of the tasks that somebody works on now."""
@@ -152,6 +160,11 @@ def _attempts(path: Path) -> dict[str, int]:
         for job in jobs
         if isinstance(job, Mapping) and isinstance(job.get("config_hash"), str) and isinstance(job.get("attempts"), int)
     }
+
+
+def _validated(record: Record) -> float:
+    value = record.result["val_accuracy"] if record.result else None
+    return -1.0 if value is None else value
 
 
 def _measured(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ class Summary:
 
     def __init__(self, console: Console, book: Book, slots: int = 0) -> None:
         self.console, self.book, self.slots = console, book, slots
-        self.seconds: list[float] = []  # of the jobs done now
+        self.ended, self.spent_s = 0, 0.0  # jobs done now
         self.bar: Progress | None = None
 
     def start(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Summary:
         """Tell how a job ended, and how far the sweep is."""
         record = self.book.records[job.name]
         if outcome.state == DONE:
-            self.seconds.append(outcome.seconds)
+            self.ended, self.spent_s = self.ended + 1, self.spent_s + outcome.seconds
         said = _accuracy(record) if outcome.state == DONE else f"status {outcome.status}: {outcome.error}"
         far = "" if self.bar else f"  [{self.state()}]"
         self._say(f"{job.words}  {outcome.state} in {outcome.seconds:,.1f} s  {said}{far}")
@@ -64,8 +64,9 @@ class Summary:
         counts = self.book.counts
         parts = [f"{counts[DONE]} of {self.book.total} done", f"{len(self.book.running())} running"]
         parts += [f"{counts[state]} {state}" for state in (FAILED, SKIPPED) if counts[state]]
-        if best := self._best():
-            parts.append(f"best on validation {best.result['val_accuracy']:.2%} ({in_words(best.overrides)})")  # type: ignore[index]
+        if (best := self.book.best) and best.result:
+            accuracy = _percent(best.result["val_accuracy"])
+            parts.append(f"best on validation {accuracy} ({in_words(best.overrides)})")
         if left := self._left_s():
             parts.append(f"about {_duration(left)} left")
         return ", ".join(parts)
@@ -103,16 +104,12 @@ class Summary:
             table.add_row(words, str(len(records)), *(_percent(_mean(records, key)) for key in keys))
         return table
 
-    def _best(self) -> Record | None:
-        known = [r for r in self.book.records.values() if r.result and r.result["val_accuracy"] is not None]
-        return max(known, key=lambda record: record.result["val_accuracy"], default=None)  # type: ignore[index,return-value,arg-type]
-
     def _finished(self) -> int:
         return sum(self.book.counts[state] for state in (DONE, FAILED, SKIPPED))
 
     def _left_s(self) -> float | None:
         left = self.book.total - self._finished()
-        return mean(self.seconds) * left / max(1, min(self.slots, left)) if self.seconds and left else None
+        return self.spent_s / self.ended * left / max(1, min(self.slots, left)) if self.ended and left else None
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

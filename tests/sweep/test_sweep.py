@@ -56,7 +56,8 @@ def test_a_sweep_leaves_every_result_and_says_what_came_out(command):
         assert result["arms"]["student"]["test"]["accuracy"] == job["result"]["test_accuracy"]
         assert "student minimises" in (sweep / job["name"] / "log.txt").read_text()
     assert "temperature=2 seed=0  done" in done.out
-    assert "[4 of 4 done" in done.out
+    best = max(job["result"]["val_accuracy"] for job in content["jobs"])
+    assert f"[4 of 4 done, 0 running, best on validation {best:.2%} (" in done.out
     assert f"python -m kd.report {sweep.relative_to(command.folder)}" in done.out
     assert not list((sweep / "running").iterdir())
 
