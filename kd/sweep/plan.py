@@ -236,8 +236,9 @@ def _axis(override: Override, composed: DictConfig) -> Axis:
     key = override.get_key_element()
     values = tuple(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
     plain = key == override.key_or_group and OmegaConf.select(composed, key, default=None) is not None
-    mappings = any(isinstance(value, dict) for value in override.sweep_iterator())  # would be merged with the last one
-    is_group = not plain or mappings or key in composed.hydra.runtime.choices
+    # a mapping would be merged with the last one; a reference may be to a value that is swept
+    open_ended = any(isinstance(value, dict) or "${" in str(value) for value in override.sweep_iterator())
+    is_group = not plain or open_ended or key in composed.hydra.runtime.choices
     return Axis(key, values, is_group, override)
 
 

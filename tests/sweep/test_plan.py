@@ -35,6 +35,7 @@ def jobs(*given: str) -> list[Job]:
         ("model@student=mlp,mlp_16", "optim.optimizer.lr=0.1,0.01", "++optim.optimizer.weight_decay=0,0.1"),
         ("student.hidden=[16],[32,16]", "data.omit=[],[3]", "baseline={label_smoothing:0.1},{}"),
         ("teacher.seed=1,2", "teacher.model=${student}", "student.hidden=[8],[9]"),  # one setting follows another
+        ("teacher.seed=5,${seed}", "seed=0,1"),  # a value that follows another axis
         ("experiment=mnist_kd", "~claim", "seed=choice(4,5)", "logger.project=a,b"),
     ],
     ids=lambda given: given[0],
