@@ -73,8 +73,11 @@ def read_arguments(given: Sequence[str]) -> Arguments:
     if wrong := [word for word in words if not is_override(word)]:
         raise ConfigError(f"A sweep takes key=value and group=choice, but got {' '.join(wrong)}.")
     ours = [word for word in words if _of_hydra(word) and not word.startswith("hydra.mode=")]
-    if any(word.startswith("hydra.sweep.subdir=") for word in ours):
-        raise ConfigError("hydra.sweep.subdir cannot be set: a job's folder is named after what is its own.")
+    if unused := [word for word in ours if _key(word) in ("hydra.sweep.subdir", "hydra.run.dir")]:
+        raise ConfigError(
+            f"{_key(unused[0])} cannot be set in a sweep: a job's folder is named after what is its own, below that of "
+            "the sweep, which hydra.sweep.dir names."
+        )
     rest = [word for word in words if not _of_hydra(word)]
     parsed = _parse(rest)
     first = [_first(override) for override in parsed]
@@ -82,6 +85,7 @@ def read_arguments(given: Sequence[str]) -> Arguments:
     for key, values in (hydra.hydra.sweeper.get("params") or {}).items():  # of an experiment's YAML
         if key not in {override.get_key_element() for override in parsed}:
             parsed += _parse([f"{key}={values}"])
+    _refuse_ambiguous(parsed)
     experiment = str(hydra.hydra.runtime.choices.experiment)
     swept = [override for override in parsed if override.is_sweep_override()]
     experiments = next((o for o in swept if o.get_key_element() == "experiment"), None)
@@ -230,6 +234,19 @@ def _first(override: Override) -> str:
         raise ConfigError(f"{override.input_line} has no value, so that the sweep would have no job.")
     interval: Any = override.value()
     return f"{override.get_key_element()}={interval.start}"
+
+
+def _refuse_ambiguous(parsed: Sequence[Override]) -> None:
+    """A key that is swept is given once, and makes a difference between jobs."""
+    given: dict[str, str] = {}
+    swept = {override.get_key_element().lstrip("+") for override in parsed if override.is_sweep_override()}
+    for override in parsed:
+        key, line = override.get_key_element().lstrip("+"), str(override.input_line)
+        if key in swept and key in given:
+            raise ConfigError(f"{key} is given twice: {given[key]} and {line}. Name all of its values once.")
+        if key in swept and _decides_nothing(f"{key}="):
+            raise ConfigError(f"{line}: {key} decides no result, so that its values make no different jobs. Give one.")
+        given[key] = line
 
 
 def _axis(override: Override, composed: DictConfig) -> Axis:

@@ -36,7 +36,7 @@ def jobs(*given: str) -> list[Job]:
         ("student.hidden=[16],[32,16]", "data.omit=[],[3]", "baseline={label_smoothing:0.1},{}"),
         ("teacher.seed=1,2", "teacher.model=${student}", "student.hidden=[8],[9]"),  # one setting follows another
         ("teacher.seed=5,${seed}", "seed=0,1"),  # a value that follows another axis
-        ("experiment=mnist_kd", "~claim", "seed=choice(4,5)", "logger.project=a,b"),
+        ("experiment=mnist_kd", "~claim", "seed=choice(4,5)", "logger.project=a"),
     ],
     ids=lambda given: given[0],
 )
@@ -123,6 +123,12 @@ def test_an_unknown_choice_or_key_is_told_like_that_of_a_run():
     [
         (["--config-dir", "seed=0,1"], "A sweep takes"),
         (["hydra.sweep.subdir=x", "seed=0,1"], "hydra.sweep.subdir"),
+        (["hydra.run.dir=x", "seed=0,1"], "which hydra.sweep.dir names"),
+        (["seed=0,1", "seed=0"], "seed is given twice: seed=0,1 and seed=0"),
+        (["seed=2", "seed=0,1"], "given twice"),
+        (["++seed=0,1", "seed=2,3"], "given twice"),
+        (["logger.project=a,b", "seed=0,1"], "logger.project decides no result"),
+        (["data.root=a,b"], "data.root decides no result"),
         (["method.alpha=interval(0,1)"], "hydra/sweeper=optuna"),
         (["seed=range(1,1)"], "no value"),
     ],

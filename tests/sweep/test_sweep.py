@@ -184,7 +184,6 @@ def test_an_unknown_launcher_is_refused(command):
 
 
 def test_the_second_to_start_a_sweep_is_told_and_may_join(command):
-    command(*SWEEP, "seed=0")  # the folder of another sweep
     arguments = (*SWEEP, "logger.tags=[x]")
     from kd.sweep.plan import read_arguments
 
