@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -106,6 +108,15 @@ def compose_with_hydra(given: list[str]) -> DictConfig:
             return hydra.compose("run", overrides=arguments(given), return_hydra_config=True)
         except AssertionError as error:  # of OmegaConf, for a value where it has none of that kind
             raise ConfigError(message(error, given)) from error
+
+
+def parsed(words: Sequence[str]) -> list[Override]:
+    """Overrides taken apart by Hydra, which looks into the configuration's folder for `glob(...)`."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
 
 
 def arguments(given: list[str]) -> list[str]:

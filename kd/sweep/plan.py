@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd import cli
 from kd import folder as folders
 from kd.cli import SWEEP_FLAGS, compose, compose_with_hydra, is_override, message
 from kd.errors import ConfigError
@@ -79,12 +79,12 @@ def read_arguments(given: Sequence[str]) -> Arguments:
             "the sweep, which hydra.sweep.dir names."
         )
     rest = [word for word in words if not _of_hydra(word)]
-    parsed = _parse(rest)
+    parsed = cli.parsed(rest)
     first = [_first(override) for override in parsed]
     hydra = compose_with_hydra([*first, *ours])
     for key, values in (hydra.hydra.sweeper.get("params") or {}).items():  # of an experiment's YAML
         if key not in {override.get_key_element() for override in parsed}:
-            parsed += _parse([f"{key}={values}"])
+            parsed += cli.parsed([f"{key}={values}"])
     _refuse_ambiguous(parsed)
     experiment = str(hydra.hydra.runtime.choices.experiment)
     swept = [override for override in parsed if override.is_sweep_override()]
@@ -219,9 +219,8 @@ def _put(config: Any, key: str, value: Any) -> None:
 
 
 def _parse(words: Sequence[str]) -> list[Override]:
-    hydra = GlobalHydra.instance().hydra
-    loader = hydra.config_loader if hydra is not None else None
-    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+    """Overrides of a job, which sweep nothing."""
+    return OverridesParser.create().parse_overrides(list(words))
 
 
 def _first(override: Override) -> str:
@@ -274,7 +273,7 @@ def _folder(jobs: list[str], ours: list[str], hydra: DictConfig, experiment: str
         return Path(hydra.hydra.sweep.dir).resolve()
     deciding = sorted(word for word in jobs if not _decides_nothing(word))
     digest = hashlib.sha256("\n".join(deciding).encode()).hexdigest()[:8]
-    return (Path("outputs") / experiment / f"sweep-{digest}").resolve()
+    return (Path("outputs") / experiment[: folders.MAX_NAME] / f"sweep-{digest}").resolve()
 
 
 def _decides_nothing(word: str) -> bool:

@@ -59,6 +59,14 @@ def test_the_combinations_are_all_and_in_order():
     assert all(job.name.startswith(in_words(job.overrides).replace("=", "-").replace(" ", "_")) for job in found)
 
 
+def test_a_glob_takes_all_choices_and_many_names_make_no_name_too_long():
+    arguments = read_arguments(["-m", "experiment=glob(*,exclude=_*)"])
+    (axis,) = arguments.axes
+    names = [path.stem for path in (cli.conf_dir() / "experiment").glob("[!_]*.yaml")]
+    assert sorted(axis.overrides) == sorted(f"experiment={name}" for name in names)
+    arguments.folder.mkdir(parents=True)
+
+
 def test_one_job_without_any_axis():
     (job,) = jobs("seed=3")
     assert (job.words, job.config.seed) == ("default", 3)
