@@ -21,13 +21,18 @@ from kd.sweep.task import DONE, FAILED, Launcher, Task
 def join(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console: Console) -> int:
     """Take part from the sweep's end, leaving what others are at; return the exit status.
 
-    Raises `ConfigError` where that was not asked for (`join=true`), or the sweep is a search.
+    Raises `ConfigError` where that was not asked for (`join=true`), or the sweep is a search or forced.
     """
     folder = arguments.folder
     who = described(read_owner(folder))
     if isinstance(todo, Search):
         raise ConfigError(f"This search is being done by {who}. Wait for it.")
     jobs = todo.jobs
+    if jobs[0].config.force:
+        raise ConfigError(
+            f"This sweep is being done by {who}. With force=true it cannot be joined: which folders are its own only its "
+            "driver knows. Wait for it."
+        )
     if not jobs[0].config.join:
         done = sum(folders.finished(job.folder, job.digest) is not None for job in jobs)
         raise ConfigError(

@@ -201,6 +201,17 @@ def test_the_second_to_start_a_sweep_is_told_and_may_join(command):
     assert states(folder) == ["done"] * 4
 
 
+def test_a_forced_sweep_is_not_joined(command):
+    """What its driver has finished would be done once more, in yet another folder."""
+    from kd.sweep.plan import read_arguments
+
+    with owned(read_arguments(list(SWEEP)).folder):
+        told = command(*SWEEP, "force=true", "join=true")
+    assert told.status == 2
+    assert "cannot be joined" in told.err and str(os.getpid()) in told.err
+    assert not list(command.folder.rglob("result.json"))
+
+
 def test_one_who_joins_leaves_what_others_are_at(command):
     from kd.sweep.plan import Composer, grid, read_arguments
 
