@@ -251,10 +251,11 @@ def _refuse_ambiguous(parsed: Sequence[Override]) -> None:
 def _axis(override: Override, composed: DictConfig) -> Axis:
     key = override.get_key_element()
     values = tuple(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
-    plain = key == override.key_or_group and OmegaConf.select(composed, key, default=None) is not None
     # a mapping would be merged with the last one; a reference may be to a value that is swept
     open_ended = any(isinstance(value, dict) or "${" in str(value) for value in override.sweep_iterator())
-    is_group = not plain or open_ended or key in composed.hydra.runtime.choices
+    is_group = open_ended or key != override.key_or_group or key in composed.hydra.runtime.choices
+    # asked last, because `experiment` takes its value from Hydra's own part, which is not set up yet
+    is_group = is_group or OmegaConf.select(composed, key, default=None) is None
     return Axis(key, values, is_group, override)
 
 

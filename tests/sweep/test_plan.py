@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 
 from kd import cli
@@ -65,6 +66,12 @@ def test_a_glob_takes_all_choices_and_many_names_make_no_name_too_long():
     names = [path.stem for path in (cli.conf_dir() / "experiment").glob("[!_]*.yaml")]
     assert sorted(axis.overrides) == sorted(f"experiment={name}" for name in names)
     arguments.folder.mkdir(parents=True)
+
+
+def test_experiments_are_swept_by_a_process_that_has_composed_nothing_before(monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    found = jobs("experiment=digits_kd,mnist_kd")
+    assert [job.config.experiment for job in found] == ["digits_kd", "mnist_kd"]
 
 
 def test_one_job_without_any_axis():
