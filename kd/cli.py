@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.check import nearest
 from kd.errors import ConfigError, UserError
-from kd.parallel import mute_followers
+from kd.parallel import let_the_leader_speak, mute_followers
 from kd.schema import RunConfig, unknown_key
 
 INTERRUPTED, PREEMPTED = 130, 143
@@ -86,6 +86,7 @@ def messages(given: list[str]) -> Iterator[None]:
         if any(argument.lower() == "debug=true" for argument in given):
             traceback.print_exc()
         print(f"Error: {message(error, given)}", file=sys.stderr)
+        let_the_leader_speak()
         sys.exit(error.status if isinstance(error, UserError) else UserError.status)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)  # of one collective operation, and of meeting
 POLL_S = 0.1
-FAREWELL_S = 2.0  # for the others to hear that all is done: torch complains where the store goes before
+FAREWELL_S = 2.0  # for the others to hear that all is done, and for the leader to say what is wrong
 #: how a broken connection between processes reads, in gloo's and NCCL's words
 BROKEN = ("gloo", "Connection", "NCCL", "Broken pipe", "Socket", "socket")
 
@@ -133,6 +133,12 @@ def mute_followers(given: list[str]) -> None:
     data_parallel = MEETING in os.environ or {"trainer=ddp", "trainer.strategy=ddp"} & set(given)
     if data_parallel and here().rank > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process lives)
+
+
+def let_the_leader_speak() -> None:
+    """Give the first process time to say what is wrong: a muted one that ended at once might take it along."""
+    if getattr(sys.stderr, "name", "") == os.devnull:
+        time.sleep(FAREWELL_S)
 
 
 class Team:

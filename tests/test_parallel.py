@@ -166,7 +166,7 @@ def test_the_tasks_of_srun_are_the_processes_of_a_run(tmp_path, monkeypatch, alo
         assert done.stdout.count("student  training 2 epochs on 2 processes") == 1
         assert "Traceback" not in done.stderr and "c10" not in done.stderr
         wrong = srun(3, "seed=1")
-        assert wrong.returncode == 2
+        assert wrong.returncode  # srun's, who ends the others when one has failed
         assert wrong.stderr.count("3 processes were started for this run") == 1
 
 
