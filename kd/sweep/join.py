@@ -30,8 +30,8 @@ def join(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console:
     jobs = todo.jobs
     if jobs[0].config.force:
         raise ConfigError(
-            f"This sweep is being done by {who}. With force=true it cannot be joined: which folders are its own only its "
-            "driver knows. Wait for it."
+            f"This sweep is being done by {who}. With force=true it cannot be joined: which folders are its own only "
+            "its driver knows. Wait for it."
         )
     if not jobs[0].config.join:
         done = sum(folders.finished(job.folder, job.digest) is not None for job in jobs)
