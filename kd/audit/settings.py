@@ -13,7 +13,7 @@ from kd.files import ELSEWHERE
 
 Settings = dict[str, Any]  # a resolved configuration, as config.yaml holds it
 #: what does not make two audits differ: the runs' seeds, places and words (another teacher.seed is another teacher)
-ASIDE = (*ELSEWHERE, "seed", "data.root", "claim")
+ASIDE = (*ELSEWHERE, "seed", "data.root", "claim", "trainer.strategy", "trainer.num_nodes")
 #: a smaller number at one of these keys makes a shorter experiment (no limit is the longest)
 LENGTHS = ("trainer.max_epochs", "teacher.max_epochs", "method.initial.epochs", "data.train_limit", "data.test_limit")
 VAL = "data.val"  # a larger one leaves fewer images to train on

@@ -8,7 +8,7 @@ from kd.files import ELSEWHERE
 from kd.report.read import Run
 
 #: keys of config.yaml, by block, that name the seed, a place or a way of running: without them, equal means repeated
-ASIDE = {"": ("seed", *ELSEWHERE), "data": ("root",)}
+ASIDE = {"": ("seed", *ELSEWHERE), "data": ("root",), "trainer": ("strategy", "num_nodes")}
 DIFFERENCES = 3  # settings that a title names
 
 
