@@ -27,8 +27,9 @@ Process = subprocess.Popen[bytes]
 def launch(arguments: Sequence[str], module: str = "kd.run", *, processes: int) -> int:
     """Run `python -m MODULE ARGUMENTS` in several processes on this machine; return the exit status.
 
-    The first process prints; Ctrl-C and SIGTERM reach all. If one fails, the others are ended. The status is that of
-    the process that failed first, 0 if none did. CPU threads are shared out unless OMP_NUM_THREADS says how.
+    The first process prints; Ctrl-C and SIGTERM reach all. If one fails, the others are ended. The status is 0 if the
+    first process has ended with it, else that of the process that failed first. CPU threads are shared out unless
+    OMP_NUM_THREADS says how.
     """
     with tempfile.TemporaryDirectory(prefix="kd-") as folder:
         threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -70,7 +71,7 @@ def _outcome(started: list[Process]) -> int:
             _signal(started, signal.SIGKILL)
         time.sleep(POLL_S)
     first = first or _failure(started)
-    if first is None:
+    if first is None or started[0].returncode == 0:  # the first process has done it all; the others only had to go
         return 0
     rank, status = first
     if status >= 0:
