@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import ConfigError, UserError
-from kd.launch import MEETING
+from kd.launch import GRACE_S, MEETING
 from kd.launch import launch as launch
 from kd.schema import TrainerConfig
 
@@ -282,5 +282,7 @@ def _end_with_parent() -> None:
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)  # it hears nothing inside a collective operation
 
     threading.Thread(target=watch, daemon=True).start()
