@@ -262,6 +262,7 @@ def test_settings_of_the_command_line_reach_the_script_that_is_submitted():
     for line in ("ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=1"):
         assert f"#SBATCH --{line}\n" in script
     assert "\nmodule load cuda\n" in script
+    assert "--kill-on-bad-exit=1 --wait=60" in script  # else a process would hold its GPU after another has ended
 
 
 def test_missing_software_is_named(tmp_path, monkeypatch):

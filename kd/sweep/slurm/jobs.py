@@ -19,6 +19,7 @@ from kd.sweep.work import UNEXPECTED, perform
 
 #: SLURM checks time limits once a minute, so that a signal may come so much earlier than asked for
 EARLY_S = 60
+GONE_S = 60  # how long the processes of a job outlive the first of them to end
 MAX_ARRAY = 1000  # SLURM's own default is MaxArraySize=1001
 #: variables of sbatch that win over what is written in the submitted script
 OVERRIDING = {
@@ -92,7 +93,8 @@ class Request:
         gpus = self.gpus_per_job * processes.processes
         srun = [f"--cpus-per-task={self.cpus_per_job}"]  # srun has not inherited it since SLURM 22.05
         if processes != Shape(1, 1):
-            srun.append("--kill-on-bad-exit=1")  # the others would wait for a lost process
+            # the others would wait for one that is lost, or has ended by itself with an error as its outcome
+            srun += ["--kill-on-bad-exit=1", f"--wait={GONE_S}"]
         given = {
             "job_name": name,
             "time": self.timeout_min,
