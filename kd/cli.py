@@ -83,7 +83,7 @@ def messages(given: list[str]) -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException, OSError, AssertionError) as error:
         if isinstance(error, AssertionError) and not _of_hydra(error):
             raise
-        if any(argument.lower() == "debug=true" for argument in given):
+        if any(argument.lower().replace("'", "") == "debug=true" for argument in given):
             traceback.print_exc()
         print(f"Error: {message(error, given)}", file=sys.stderr)
         let_the_leader_speak()
