@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from kd.cli import INTERRUPTED, PREEMPTED, preempted
@@ -48,9 +49,10 @@ def main(given: str, answer: str) -> int:
         outcome = perform(pickle.loads(Path(given).read_bytes()))
     except KeyboardInterrupt:
         return INTERRUPTED
-    if here().rank == 0:
+    if here().rank == 0 or outcome.state == FAILED:
         content = {"state": outcome.state, "error": outcome.error}
-        Path(answer).write_text(json.dumps(content), encoding="utf-8")
+        with suppress(FileExistsError), Path(answer).open("x", encoding="utf-8") as file:  # the first to fail says why
+            file.write(json.dumps(content))
     return outcome.status
 
 

@@ -40,6 +40,7 @@ def perform(task: Task) -> Outcome:
             _do(task, config, Console(quiet=True))
             return outcome(DONE)  # the process that leads says more
         task.folder.mkdir(parents=True, exist_ok=True)
+        (task.folder / ERROR).unlink(missing_ok=True)
         with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
             try:
                 _do(task, config, Console(file=log, width=120))
@@ -52,7 +53,6 @@ def perform(task: Task) -> Outcome:
         return outcome(FAILED, getattr(error, "status", UserError.status), _note(task, error))
     except Exception as error:
         return outcome(FAILED, UNEXPECTED, _note(task, error))
-    (task.folder / ERROR).unlink(missing_ok=True)
     return outcome(DONE)
 
 
@@ -60,15 +60,18 @@ def _do(task: Task, config: RunConfig, console: Console) -> None:
     from kd.run import conduct
     from kd.sweep.networks import train_network
 
+    if task.network is None and not parallel.follows(config.trainer):
+        busy = is_owned(task.folder)  # said before seconds are spent on the data
+        if busy or folders.finished(task.folder, folders.config_hash(config)) is not None:
+            parallel.Team(config.trainer).close()  # those that were started with this process wait for its word
+            if busy:
+                raise BusyError(task.folder)
+            return
     if wanted := parallel.processes_to_launch(config.trainer):
         together(task, wanted)
     elif task.network is not None:
         train_network(task, config, console)
-    elif parallel.follows(config.trainer):
-        conduct(config, task.folder, console)
-    elif is_owned(task.folder):  # said before seconds are spent on the data
-        raise BusyError(task.folder)
-    elif folders.finished(task.folder, folders.config_hash(config)) is None:
+    else:
         conduct(config, task.folder, console, group=task.group)
 
 
@@ -84,8 +87,9 @@ def _marked(path: Path) -> Iterator[None]:
 
 
 def _note(task: Task, error: Exception) -> str:
-    """Leave error.txt in the folder, if there is room, and return the message."""
+    """Leave error.txt in the folder, if there is room, and return the message. Of several processes the first writes:
+    what the others say follows from its error."""
     text = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-    with suppress(OSError):  # of a full disk, say: the sweep still hears of it
-        (task.folder / ERROR).write_text(f"{text}\n\n{traceback.format_exc()}", encoding="utf-8")
+    with suppress(OSError), (task.folder / ERROR).open("x", encoding="utf-8") as file:  # a full disk: the sweep hears
+        file.write(f"{text}\n\n{traceback.format_exc()}")
     return text
