@@ -129,7 +129,7 @@ def _refuse_small_shares(data: DistillationData, batches: int, processes: int) -
             f"{processes} processes share every batch of {first} images, but {which} has only {last}. "
             "Change data.batch_size or data.train_limit, or train on fewer devices (trainer.devices)."
         )
-    validation = sum(len(batch[1]) for batch in data.val_dataloader())
+    validation = data.images_to_validate()
     if 0 < validation < processes:
         raise ConfigError(
             f"{processes} processes share the validation images, but there are only {validation}. Set data.val=0 or "

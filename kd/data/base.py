@@ -68,6 +68,10 @@ class DistillationData(L.LightningDataModule):
             "built-in datasets and data=imagefolder. Train on one device (trainer.strategy=auto trainer.devices=1)."
         )
 
+    def images_to_validate(self) -> int:
+        """How many validation images the present view has."""
+        return sum(len(batch[1]) for batch in self.val_dataloader())
+
     def transfer_set(self) -> tuple[Tensor, Tensor]:
         """The index (N,) and label (N,) of each image of the present view. Raises `ConfigError` if they are unknown."""
         raise ConfigError(f"{self.name} does not number its images, which this method needs to remember each of them.")
@@ -222,6 +226,9 @@ class ImageData(DistillationData):
 
     def images_in_batch(self, place: int) -> int:
         return min(self.batch_size, self._images - place * self.batch_size)
+
+    def images_to_validate(self) -> int:
+        return len(self._seen(self.val_rows, self._view.arm))
 
     def _share(self) -> Share:
         """This process's share while it trains together with others."""
