@@ -134,12 +134,16 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
-def write(folder: Path, content: dict[str, Any], planned: Plan, trainings: Trainings) -> None:
-    """Write the run's files; result.json comes last, so that a folder with one is complete."""
+def write_files(folder: Path, content: dict[str, Any], planned: Plan, trainings: Trainings) -> None:
+    """Write the run's weights and curves."""
     student = trainings.obtain(planned.student)
     for name, entry in {"student": student, **trainings.delivered(planned.student)}.items():
         save_weights(trainings.network(entry, "student"), folder / f"{name}.safetensors", entry.meta)
     write_metrics(folder / METRICS, _curves(content, planned, trainings))
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write result.json: the last thing that a run does, but for its page, so that a folder with one is complete."""
     write_json(folder / RESULT, content)
 
 

@@ -72,9 +72,10 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
         digest, wall_s = folders.config_hash(config), time.perf_counter() - started
         content = result.assemble(config, digest, planned, data, found.blocks, device, wall_s)
         examples.write(folder, data, found.logits, found.target)
-        result.write(folder, content, planned, trainings)
+        result.write_files(folder, content, planned, trainings)
+        tracking.finish(content)  # before the result: a run with one is not continued, and its logs would stay open
+        result.write(folder, content)
         report.write_page([folder], folder / "report.html")
-        tracking.finish(content)
     team.close()
     show(content, console)
     for line in filter(None, (f"page: {folder / 'report.html'}", tracking.hint)):

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,6 +17,7 @@ from kd.curves import read_metrics
 from kd.schema import LoggerConfig
 from kd.tracking import names, server
 from kd.tracking.backend import Run
+from kd.tracking.tracking import Tracking
 from kd.tracking.wandb import Wandb
 from tests.commands import Command, Done
 from tests.dashboards import events, losses, trackio_runs, wandb_records, wandb_summary
@@ -122,6 +124,18 @@ def final_accuracies(kind: str, folder: Path) -> dict[str, float]:
         read = {place.name: events(place) for place in folder.glob("tensorboard/*")}
         runs = {arm: {tag: one.Scalars(tag)[-1].value for tag in one.Tags()["scalars"]} for arm, one in read.items()}
     return {arm: logged[f"{arm}/test/accuracy"] for arm, logged in runs.items() if f"{arm}/test/accuracy" in logged}
+
+
+def test_a_run_that_was_cut_off_before_its_final_metrics_is_not_finished(command, monkeypatch):
+    arguments = (*SHORT, "trainer.max_epochs=1", "logger=wandb", "hydra.run.dir=run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, "_log_result", Mock(side_effect=KeyboardInterrupt))
+        assert command(*arguments).status == 130
+    folder = command.folder / "run"
+    assert not (folder / "wandb" / "complete").exists()
+    succeed(command(*arguments))
+    assert (folder / "wandb" / "complete").exists()
+    assert losses("wandb", folder) == truth(folder)
 
 
 def test_after_kill_9_wandb_has_every_point_once(tmp_path, command):
