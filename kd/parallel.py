@@ -128,10 +128,14 @@ def own_device(trainer: TrainerConfig) -> Any:
     return [trainer.devices[own.local_rank] if isinstance(trainer.devices, list) else own.local_rank]
 
 
+def asks_for_ddp(given: list[str]) -> bool:
+    """Whether a command's arguments, as they are typed, ask for data-parallel training."""
+    return not {"trainer=ddp", "trainer.strategy=ddp"}.isdisjoint(given)
+
+
 def mute_followers(given: list[str]) -> None:
     """Let only the first of several processes print: they would all say the same. `given`: the command's arguments."""
-    data_parallel = MEETING in os.environ or {"trainer=ddp", "trainer.strategy=ddp"} & set(given)
-    if data_parallel and here().rank > 0:
+    if (MEETING in os.environ or asks_for_ddp(given)) and here().rank > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process lives)
 
 

@@ -13,6 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.console import Console
 
+from kd import parallel
 from kd.errors import ConfigError, UserError
 from kd.locks import BusyError, owned
 from kd.sweep.drive import drive
@@ -27,6 +28,11 @@ from kd.sweep.task import Launcher
 def sweep(given: list[str]) -> int:
     """Do a sweep and return the exit status: 0, or 6 if a job failed. Raises `UserError` before anything has run."""
     console = Console()
+    if parallel.asks_for_ddp(given) and parallel.here().world > 1:
+        raise ConfigError(
+            f"This sweep was started as {parallel.here().world} processes, but it starts those of its data-parallel "
+            "jobs itself: type it without torchrun or srun."
+        )
     arguments = read_arguments(given)
     launcher = _launcher(arguments)
     todo = read_search(arguments) or Grid(arguments)

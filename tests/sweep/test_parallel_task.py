@@ -19,7 +19,7 @@ from kd.locks import owned
 from kd.parallel import ProcessLostError
 from kd.sweep import parallel_task, work
 from kd.sweep.task import DONE, ELSEWHERE, Task
-from tests.commands import QUICK, configured
+from tests.commands import QUICK, Command, configured
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
@@ -99,3 +99,11 @@ def test_the_process_that_fails_first_says_why(task, tmp_path, monkeypatch):
         assert parallel_task.main(str(given), str(answer)) == error.status
     assert json.loads(answer.read_text())["error"] == "the cause"
     assert (task.folder / "error.txt").read_text().startswith("the cause\n\nTraceback")
+
+
+def test_a_sweep_of_such_runs_is_not_started_by_torchrun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = Command(tmp_path, monkeypatch, capsys)("-m", *TOGETHER, "seed=0,1")
+    assert done.status == 2
+    assert "started as 2 processes" in done.err and "without torchrun or srun" in done.err
