@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kd.errors import UserError
 from kd.schema import RunConfig
 from kd.sweep.book import MARKS
 from kd.sweep.plan import Job
@@ -24,7 +25,7 @@ class Needed:
 
 
 class Plans:
-    """The recipes of jobs; jobs with the same data read them once."""
+    """The recipes of jobs; jobs with the same data read them, or fail to, once."""
 
     def __init__(self) -> None:
         self._data: dict[str, Any] = {}
@@ -34,7 +35,12 @@ class Plans:
 
         key = json.dumps(config.data, sort_keys=True, default=str)
         if key not in self._data:
-            self._data[key] = build.data(config)
+            try:
+                self._data[key] = build.data(config)
+            except UserError as error:
+                self._data[key] = error
+        if isinstance(self._data[key], UserError):
+            raise self._data[key]
         return self._data[key]
 
     def rehearse(self, config: RunConfig) -> None:

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd import cli
 from kd import folder as folders
 from kd.cli import SWEEP_FLAGS, compose, compose_with_hydra, is_override, message
-from kd.errors import ConfigError
+from kd.errors import ConfigError, UserError
 from kd.files import ELSEWHERE
 from kd.schema import RunConfig, check, check_rules
 from kd.sweep.record import in_words
@@ -176,8 +176,10 @@ class Composer:
         return list(jobs.values())
 
 
-def refuse(mistakes: dict[str, list[str]], total: int, which: str = "") -> None:
-    """Raise one `ConfigError` for the mistakes found, each with the jobs that make it; nothing if there is none."""
+def refuse(
+    mistakes: dict[str, list[str]], total: int, which: str = "", kind: Callable[[str], UserError] = ConfigError
+) -> None:
+    """Raise one error for the mistakes found, each with the jobs that make it; nothing if there is none."""
     if not mistakes:
         return
     wrong = len({job for jobs in mistakes.values() for job in jobs})
@@ -187,7 +189,7 @@ def refuse(mistakes: dict[str, list[str]], total: int, which: str = "") -> None:
         lines.append(f"  {jobs[0]}{others}: {text}")
     if len(mistakes) > SHOWN:
         lines.append(f"  and {len(mistakes) - SHOWN} more mistakes")
-    raise ConfigError("\n".join(lines))
+    raise kind("\n".join(lines))
 
 
 def _with(composed: DictConfig, values: Sequence[str]) -> DictConfig:

@@ -2,21 +2,26 @@
 
 from collections.abc import Iterable
 
-from kd.errors import UserError
+from kd.errors import ConfigError, UserError
 from kd.sweep.networks import Plans
 from kd.sweep.plan import Arguments, Job, refuse
 
 
 def rehearse(plans: Plans, arguments: Arguments, jobs: list[Job]) -> None:
-    """Try jobs on one batch until every value of the sweep has had its turn; raises one error for all mistakes."""
+    """Try jobs on one batch until every value of the sweep has had its turn; raises one error for all mistakes.
+
+    Of mistakes that are all of one kind, missing data say, it is the kind that a run would have raised.
+    """
     mistakes: dict[str, list[str]] = {}
+    kinds: set[type[UserError]] = set()
     tried = covering(arguments, jobs)
     for job in tried:
         try:
             plans.rehearse(job.config)
         except UserError as error:
             mistakes.setdefault(str(error), []).append(job.words)
-    refuse(mistakes, len(tried), " that were tried")
+            kinds.add(type(error))
+    refuse(mistakes, len(tried), " that were tried", kinds.pop() if len(kinds) == 1 else ConfigError)
 
 
 def covering(arguments: Arguments, jobs: Iterable[Job]) -> list[Job]:

@@ -159,6 +159,23 @@ def test_what_only_a_trial_shows_is_told_before_anything_is_trained_too(command)
     assert not list(command.folder.glob("outputs/store/*/meta.json"))
 
 
+def test_data_that_are_missing_are_looked_for_once_and_end_a_sweep_with_their_status(command, monkeypatch):
+    from kd import build
+    from kd.errors import DataError
+
+    looked = []
+
+    def missing(config):
+        looked.append(config.seed)
+        raise DataError("there are no such files")
+
+    monkeypatch.setattr(build, "data", missing)
+    done = command(*SWEEP)
+    assert done.status == 3
+    assert "2 of 2 jobs that were tried cannot run" in done.err and "there are no such files" in done.err
+    assert len(looked) == 1
+
+
 def test_forced_jobs_get_folders_of_their_own(command):
     command(*SWEEP)
     sweep = only_sweep(command.folder)
