@@ -39,6 +39,9 @@ def perform(task: Task) -> Outcome:
         if parallel.follows(config.trainer):
             _do(task, config, Console(quiet=True))
             return outcome(DONE)  # the process that leads says more
+        if task.network is None and is_owned(task.folder):  # by another process, whose mark stays as it is
+            _dismiss_others(config)
+            raise BusyError(task.folder)
         task.folder.mkdir(parents=True, exist_ok=True)
         (task.folder / ERROR).unlink(missing_ok=True)
         with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
@@ -60,19 +63,21 @@ def _do(task: Task, config: RunConfig, console: Console) -> None:
     from kd.run import conduct
     from kd.sweep.networks import train_network
 
-    if task.network is None and not parallel.follows(config.trainer):
-        busy = is_owned(task.folder)  # said before seconds are spent on the data
-        if busy or folders.finished(task.folder, folders.config_hash(config)) is not None:
-            parallel.Team(config.trainer).close()  # those that were started with this process wait for its word
-            if busy:
-                raise BusyError(task.folder)
-            return
+    is_run = task.network is None and not parallel.follows(config.trainer)
+    if is_run and folders.finished(task.folder, folders.config_hash(config)) is not None:
+        return _dismiss_others(config)
     if wanted := parallel.processes_to_launch(config.trainer):
         together(task, wanted)
     elif task.network is not None:
         train_network(task, config, console)
     else:
         conduct(config, task.folder, console, group=task.group)
+    return None
+
+
+def _dismiss_others(config: RunConfig) -> None:
+    """Processes that were started together with this one wait for its word."""
+    parallel.Team(config.trainer).close()
 
 
 @contextmanager
