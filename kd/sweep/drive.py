@@ -63,12 +63,15 @@ class Work:
     def networks(self, plans: Plans, jobs: list[Job]) -> None:
         """Train what the jobs learn from or are compared with; a job whose network failed is skipped."""
         for level in plans.needed(jobs, self.folder, self.group):
-            needed = {one.task.name: one for one in level}
-            self.summary.note(f"{len(level)} networks that the jobs share are trained first")
-            for outcome in self.launcher.run([one.task for one in level]):
+            # not those that only jobs need which have been skipped, because something else that they need has failed
+            needed = {one.task.name: one for one in level if self.book.pending(one.jobs)}
+            if not needed:
+                continue
+            self.summary.note(f"{len(needed)} networks that the jobs share are trained first")
+            for outcome in self.launcher.run([one.task for one in needed.values()]):
                 self.summary.network(outcome)
                 if outcome.state == FAILED:
-                    for job in needed[outcome.task.name].jobs:
+                    for job in self.book.pending(needed[outcome.task.name].jobs):
                         self.book.skip(job, f"{outcome.task.name} failed: {outcome.error}")
                 self.book.write()
 

@@ -100,6 +100,15 @@ def test_a_failing_job_stops_no_other_and_all_failures_are_listed(command):
     assert "2 of 4 jobs have no result; the same command tries them again." in done.out
 
 
+def test_what_would_learn_from_a_network_that_failed_is_not_tried(command):
+    """A teacher that overflows, whose next generation would train it once more."""
+    given = ("teacher=self", "teacher.generations=2", "optim=sgd", "optim.optimizer.lr=1e30", "seed=0")
+    done = command("-m", *QUICK, *given)
+    assert done.status == 6
+    assert " failed in " in done.out
+    assert done.out.count("trained first") == 1
+
+
 def test_a_failed_job_is_retried_and_says_why_it_failed(command, monkeypatch):
     from kd import run
     from kd.errors import NumericError
@@ -348,6 +357,14 @@ def test_the_book_shows_who_is_at_work_and_is_written_seldom(tmp_path, monkeypat
         book.write()
     book.write("done")
     assert [content["status"] for content in writes] == ["running", "done"]
+
+
+def test_a_worker_that_finds_its_job_taken_leaves_the_mark_of_the_one_who_has_it(tmp_path):
+    task = Task("job", asdict(configured()), tmp_path / "job", tmp_path / "job.json", cwd=tmp_path)
+    task.mark.write_text("of another")
+    with owned(task.folder):
+        assert work.perform(task).state == "elsewhere"
+    assert task.mark.read_text() == "of another"
 
 
 def test_a_worker_leaves_its_mark_while_it_works(tmp_path, monkeypatch):
