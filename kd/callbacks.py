@@ -86,7 +86,7 @@ class OwnSignals(Callback):
 class Speed(Callback):
     """Measures the images per second of training alone, without validation and logging, and the seconds of it all.
 
-    The images are those of all processes.     Both count on where a training that was cut off is continued.
+    The images are those of all processes. Both count on where a training that was cut off is continued.
     """
 
     def __init__(self) -> None:

@@ -22,14 +22,18 @@ UNNAMED = ("data.root", "trainer", "trainer.strategy", "trainer.devices", "train
 
 def config_hash(config: RunConfig) -> str:
     """Hash of everything in a configuration that decides the result."""
+    return hashlib.sha256(deciding(config).encode()).hexdigest()[:8]
+
+
+def deciding(config: RunConfig) -> str:
+    """Everything in a configuration that decides the result, as one text."""
     content = {name: value for name, value in asdict(config).items() if name not in ELSEWHERE}
     content["data"] = {name: value for name, value in config.data.items() if name != "root"}
     # the processes of a data-parallel run share the work of one, and its result
     content["trainer"] = {k: v for k, v in content["trainer"].items() if k not in ("strategy", "num_nodes")}
     if config.trainer.strategy == "ddp":
         content["trainer"]["devices"] = 1
-    canonical = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def run_folder(config: RunConfig) -> Path:

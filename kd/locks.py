@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from kd.errors import UserError
 
 LOCK, OWNER = ".lock", ".owner.json"
+LOOK_S = 0.5  # somebody may only be looking whether the folder is in use
 
 
 class BusyError(UserError):
@@ -45,7 +46,7 @@ def owned(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_S)
     except Timeout:
         raise BusyError(folder) from None
     try:

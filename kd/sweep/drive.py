@@ -32,7 +32,7 @@ def drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console
     try:
         if rehearsed:
             plans = Plans()
-            rehearse(plans, arguments, rehearsed)
+            rehearse(plans, arguments, rehearsed, launcher)
             book.write("running")
             todo.run(Work(folder, launcher, book, summary), plans)
     except BaseException:

@@ -41,10 +41,15 @@ def join(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console:
         )
     console.print(f"Taking part in {shown(folder)}, which {who} drives.", highlight=False, markup=False, soft_wrap=True)
     plans, name = Plans(), group(folder)
+    hopeless: set[str] = set()  # jobs whose network could not be trained
     for level in plans.needed(jobs, folder, name):
-        list(launcher.run([one.task for one in level]))
-    done = failed = 0
-    for outcome in launcher.run(_left(jobs, folder, name)):
+        needed = {one.task.name: one for one in level}
+        for outcome in launcher.run([one.task for one in level]):
+            if outcome.state == FAILED:
+                hopeless |= {job.name for job in needed[outcome.task.name].jobs}
+                console.print(f"{outcome.task.name}  failed  {outcome.error}", highlight=False, markup=False)
+    done, failed = 0, len(hopeless)
+    for outcome in launcher.run(_left([job for job in jobs if job.name not in hopeless], folder, name)):
         done, failed = done + (outcome.state == DONE), failed + (outcome.state == FAILED)
         console.print(f"{outcome.task.name}  {outcome.state}  {outcome.error}", highlight=False, markup=False)
     console.print(f"{done} jobs were done here, {failed} failed.", highlight=False)

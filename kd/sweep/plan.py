@@ -168,7 +168,7 @@ class Composer:
         for overrides in combinations:
             try:
                 job = self.job(overrides)
-                jobs.setdefault(job.digest, job)
+                _refuse_confusion(jobs.setdefault(job.digest, job), job)
             except (ConfigError, HydraException, OmegaConfBaseException) as error:
                 text = message(error, [*self.arguments.fixed, *overrides])
                 mistakes.setdefault(text, []).append(" ".join(overrides) or "default")
@@ -237,6 +237,15 @@ def _first(override: Override) -> str:
     return f"{override.get_key_element()}={interval.start}"
 
 
+def _refuse_confusion(one: Job, other: Job) -> None:
+    """Jobs of one hash are the same job, written in two ways, or else they must be told apart."""
+    if one.config == other.config:
+        return
+    if folders.deciding(one.config) == folders.deciding(other.config):
+        raise ConfigError(f"it differs from {one.words} only in settings that decide no result. Give one of them.")
+    raise ConfigError(f"it has the same hash as {one.words} by chance. Do one of them in a sweep of its own.")
+
+
 def _refuse_ambiguous(parsed: Sequence[Override]) -> None:
     """A key that is swept is given once, and makes a difference between jobs."""
     given: dict[str, str] = {}
@@ -282,5 +291,5 @@ def _folder(jobs: list[str], ours: list[str], hydra: DictConfig, experiment: str
 def _decides_nothing(word: str) -> bool:
     if word.startswith("debug="):  # debug=smoke shortens a run
         return word in ("debug=true", "debug=false")
-    key = _key(word)
-    return key.partition(".")[0] in ELSEWHERE or key == "data.root"
+    key = _key(word).lstrip("+")
+    return key.partition(".")[0] in ELSEWHERE or key in folders.UNNAMED

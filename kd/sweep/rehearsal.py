@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from kd.errors import ConfigError, UserError
 from kd.sweep.networks import Plans
 from kd.sweep.plan import Arguments, Job, refuse
+from kd.sweep.task import Launcher
 
 
-def rehearse(plans: Plans, arguments: Arguments, jobs: list[Job]) -> None:
+def rehearse(plans: Plans, arguments: Arguments, jobs: list[Job], launcher: Launcher) -> None:
     """Try jobs on one batch until every value of the sweep has had its turn; raises one error for all mistakes.
 
     Of mistakes that are all of one kind, missing data say, it is the kind that a run would have raised.
@@ -17,6 +18,7 @@ def rehearse(plans: Plans, arguments: Arguments, jobs: list[Job]) -> None:
     tried = covering(arguments, jobs)
     for job in tried:
         try:
+            launcher.check(job.config)
             plans.rehearse(job.config)
         except UserError as error:
             mistakes.setdefault(str(error), []).append(job.words)

@@ -7,6 +7,8 @@ from kd.sweep.work import perform
 
 
 class SerialLauncher(Launcher):
+    named_devices = True
+
     def slots(self) -> int:
         return 1
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd.errors import ConfigError
+from kd.schema import RunConfig
+
 DONE, FAILED, ELSEWHERE = "done", "failed", "elsewhere"
 
 
@@ -40,6 +43,23 @@ class Outcome:
 
 class Launcher(ABC):
     """Where tasks are done. `run` may be called several times, one call after the other."""
+
+    #: whether a run may have processes on several machines, and may name the devices of its machine
+    several_machines, named_devices = False, False
+
+    def check(self, config: RunConfig) -> None:
+        """Raise `ConfigError` for a run that cannot be done here, before any is."""
+        trainer = config.trainer
+        if trainer.num_nodes > 1 and not self.several_machines:
+            raise ConfigError(
+                f"trainer.num_nodes={trainer.num_nodes}: a job of this sweep runs on one machine. Jobs of several "
+                "machines need hydra/launcher=slurm."
+            )
+        if isinstance(trainer.devices, list) and not self.named_devices:
+            raise ConfigError(
+                f"trainer.devices={trainer.devices} names devices, but a job of this sweep sees only those that it is "
+                f"given, numbered from 0. Say how many: trainer.devices={len(trainer.devices)}."
+            )
 
     @abstractmethod
     def slots(self) -> int:

@@ -146,6 +146,7 @@ def test_an_unknown_choice_or_key_is_told_like_that_of_a_run():
         (["data.root=a,b"], "data.root decides no result"),
         (["method.alpha=interval(0,1)"], "hydra/sweeper=optuna"),
         (["seed=range(1,1)"], "no value"),
+        (["trainer=ddp", "trainer.devices=1,2"], "decides no result"),
     ],
 )
 def test_what_a_sweep_cannot_take_is_refused(given, words):
@@ -174,3 +175,9 @@ def test_a_worker_has_the_checked_configuration_from_its_plain_form(experiment):
     for method in ("kd", "fitnets"):
         config = configured(f"experiment={experiment}", f"method={method}")
         assert restored(json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_two_jobs_of_one_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr("kd.folder.config_hash", lambda config: "00000000")
+    with pytest.raises(ConfigError, match=r"\n  seed=1: it has the same hash as seed=0 by chance"):
+        jobs("seed=0,1")

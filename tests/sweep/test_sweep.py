@@ -200,6 +200,18 @@ def test_what_belongs_to_a_sweep_is_refused_in_a_run(command):
         assert "add -m" in done.err
 
 
+def test_devices_that_a_launcher_cannot_give_are_refused_before_anything_runs(command):
+    ray = ("hydra/launcher=ray", "hydra.launcher.slots=1")
+    for arguments, words in (
+        ((*ray, "trainer.devices=[1]"), "trainer.devices=1."),
+        (("trainer=ddp", "trainer.devices=2", "trainer.num_nodes=2"), "trainer.num_nodes=2: a job"),
+    ):
+        done = command(*SWEEP, "trainer.accelerator=cpu", *arguments)
+        assert done.status == 2
+        assert words in done.err
+    assert not list(command.folder.glob("outputs/store/*/meta.json"))
+
+
 def test_an_unknown_launcher_is_refused(command):
     done = command(*SWEEP, "hydra.launcher._target_=some.Launcher")
     assert done.status == 2

@@ -37,6 +37,8 @@ class SlurmLauncher(Launcher):
     leaves no time, the partition is unknown or has no GPUs.
     """
 
+    several_machines = True
+
     def __init__(self, *, folder: Path | str, max_jobs: int = 256, poll_s: float = 10, **options: Any) -> None:
         self.max_jobs = integer("hydra.launcher.max_jobs", max_jobs, low=1)
         self.poll_s = number("hydra.launcher.poll_s", poll_s, above=0)
