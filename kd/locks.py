@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from kd.errors import UserError
 
 LOCK, OWNER = ".lock", ".owner.json"
+SHARED = 0o666  # the mode of lock files, which hold nothing: whoever may enter the folder may lock it
 LOOK_S = 0.5  # somebody may only be looking whether the folder is in use
 
 
@@ -44,7 +45,7 @@ def described(owner: dict[str, Any]) -> str:
 def owned(folder: Path) -> Iterator[None]:
     """Work in a folder alone. Raises `BusyError` if another process does. The system frees a dead owner's lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, mode=SHARED)
     try:
         lock.acquire(timeout=LOOK_S)
     except Timeout:
@@ -61,7 +62,7 @@ def is_owned(folder: Path) -> bool:
     """Whether a living process works in the folder."""
     if not (folder / LOCK).exists():
         return False
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, mode=SHARED)
     try:
         lock.acquire(timeout=0)
     except Timeout:

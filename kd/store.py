@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from kd.errors import StoreError
 from kd.files import METRICS, write_json
+from kd.locks import SHARED
 
 #: part of every key; raise it when a change of the code changes the weights that a recipe leads to
 RECIPE_VERSION = 1
@@ -114,7 +115,7 @@ class Store:
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Hold the network's lock; calls `on_wait` once if another process has it. The system frees a dead owner's."""
-        lock = FileLock(self.root / f"{key}.lock")
+        lock = FileLock(self.root / f"{key}.lock", mode=SHARED)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -142,7 +143,10 @@ def save_weights(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     described = {name: json.dumps(meta.get(name)) for name in ("class_names", "mean", "std", "model")}
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # as any other file's here; the library's own would keep colleagues out
     save_file(state, temporary, metadata=described)
+    temporary.chmod(mode)
     temporary.replace(path)
 
 

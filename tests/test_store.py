@@ -1,6 +1,7 @@
 """The store gives back exactly what was put in, whole or not at all, to one process at a time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_what_an_entry_consists_of(store, tmp_path):
 def test_without_curves(store, tmp_path):
     entry = store.put(KEY, network(), {}, tmp_path / "never written.csv")
     assert not entry.metrics_csv.exists()
+
+
+def test_a_group_that_shares_the_store_can_read_and_lock_it(store):
+    before = os.umask(0o002)
+    try:
+        entry = store.put(KEY, network(), {})
+        with store.lock(KEY, on_wait=lambda: None):
+            lock = store.root / f"{KEY}.lock"
+            assert lock.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+    assert (entry.folder / WEIGHTS).stat().st_mode & 0o777 == (entry.folder / META).stat().st_mode & 0o777 == 0o664
 
 
 def test_the_network_itself_is_left_alone(store):

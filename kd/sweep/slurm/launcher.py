@@ -21,6 +21,7 @@ from filelock import FileLock
 from kd.check import integer, number
 from kd.errors import ConfigError
 from kd.files import RESULT, write_json
+from kd.locks import SHARED
 from kd.sweep.slurm import queue
 from kd.sweep.slurm.jobs import MAX_ARRAY, Jobs, Request, Shape, SubmissionError, shape
 from kd.sweep.task import DONE, Launcher, Outcome, Task
@@ -90,7 +91,7 @@ class SlurmLauncher(Launcher):
     def _queue(self, tasks: list[Task]) -> list[Task]:
         """Find the tasks' jobs, or submit them. Returns those that SLURM refuses for the time being."""
         self._jobs.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._jobs.folder / ".lock"):  # another command may have joined the sweep
+        with FileLock(self._jobs.folder / ".lock", mode=SHARED):  # another command may have joined the sweep
             try:
                 recorded = self._read()
                 new = sorted(self._adopt(tasks, recorded), key=shape)
