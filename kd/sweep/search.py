@@ -75,7 +75,7 @@ class Settings:
             if value is not None and not (isinstance(value, str) and value):
                 found.append(f"Expected `hydra.sweeper.{name}` to be text or null, but got {value!r}.")
         if find_spec("optuna") is None:
-            found.append('hydra/sweeper=optuna needs Optuna, which is not installed: pip install "kd[optuna]".')
+            found.append("hydra/sweeper=optuna needs Optuna, which is not installed: pip install optuna.")
         return found
 
 

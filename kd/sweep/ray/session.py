@@ -64,7 +64,7 @@ class Session:
 def require_ray() -> None:
     """Raise `ConfigError` where Ray is not installed."""
     if find_spec("ray") is None:
-        raise ConfigError('hydra/launcher=ray needs the package ray, which is not installed: pip install "kd[ray]"')
+        raise ConfigError("hydra/launcher=ray needs the package ray, which is not installed: pip install ray")
 
 
 def _initialise(settings: dict[str, Any], address: str | None) -> None:

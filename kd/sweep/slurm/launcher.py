@@ -205,7 +205,7 @@ def _key(task: Task) -> str:
 def _check_installed() -> None:
     """Raise `ConfigError` unless submitit and SLURM's commands are there."""
     if importlib.util.find_spec("submitit") is None:
-        raise ConfigError('hydra/launcher=slurm needs submitit: pip install "kd[slurm]".')
+        raise ConfigError("hydra/launcher=slurm needs submitit: pip install submitit.")
     if missing := [
         command for command in ("sbatch", "srun", "squeue", "sinfo", "scancel") if not shutil.which(command)
     ]:
