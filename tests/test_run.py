@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import lightning as L
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from kd.locks import owned
 from tests.commands import QUICK, SMALL_CNNS, Command
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -246,3 +248,12 @@ def test_a_given_folder_is_used_as_it_is(command):
     done = command(*QUICK, "hydra.run.dir=here/mine", "seed=1")
     assert done.status == 2
     assert "another configuration" in done.err
+
+
+def test_two_runs_in_one_folder_are_refused_with_the_owner(command):
+    with owned(command.folder / "mine"):
+        done = command(*QUICK, "hydra.run.dir=mine")
+    assert done.status == 2
+    assert f"in use by process {os.getpid()} on " in done.err
+    assert not (command.folder / "mine" / "config.yaml").exists()
+    assert command(*QUICK, "hydra.run.dir=mine").status == 0
