@@ -42,5 +42,5 @@ def _follow(config: RunConfig, team: Team) -> None:
     store, console = Store(config.store.root), Console(quiet=True)
     while task is not None:
         trainings = Trainings(data, store, Path(task["folder"]), config.trainer, console, lambda *_: None, team)
-        trainings.follow(recipes[task["network"]])
+        trainings.follow(recipes[task["network"]], task["begun"])
         task = team.next_task()

@@ -54,9 +54,9 @@ class Trainings:
             self._obtained[recipe.key] = found or self._train_once(recipe)
         return self._obtained[recipe.key]
 
-    def follow(self, recipe: Recipe) -> None:
-        """Train a network together with the process that leads, which stores it."""
-        self._fit(recipe, self._module(recipe)[0])
+    def follow(self, recipe: Recipe, begun: int) -> None:
+        """Train a network, from the epochs already `begun`, together with the process that leads, which stores it."""
+        self._fit(recipe, self._module(recipe)[0], begun)
 
     def network(self, trained: Entry, role: str) -> nn.Module:
         """Build an entry's network and fill it with its weights."""
@@ -197,11 +197,11 @@ class Trainings:
             self.store.put(recipe.key + TERMS_SUFFIX, module.objective.terms, meta)
         return self.store.put(recipe.key, module.student.network, {**meta, "delivered": list(delivered)}, curves)
 
-    def _fit(self, recipe: Recipe, module: Distiller) -> tuple[KeepBest, Speed, Path]:
+    def _fit(self, recipe: Recipe, module: Distiller, begun: int | None = None) -> tuple[KeepBest, Speed, Path]:
         """Train, from the last whole epoch if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""
         checkpoint = self.folder / f"{recipe.key}.ckpt"
         curves = TidyCsv(self.folder / f"{recipe.key}.csv", recipe.label)
-        resumed = _epochs_done(checkpoint)
+        resumed = _epochs_done(checkpoint) if begun is None else _epochs_agreed(checkpoint, begun)
         best, speed = KeepBest(), Speed()
         callbacks: list[Callback] = [best, speed, SaveEpoch(checkpoint)]
         if self.team.size > 1:
@@ -214,7 +214,7 @@ class Trainings:
             curves.resume(resumed)
             loggers = [curves, self.start_logger(recipe, read_metrics(curves.path))]
             callbacks.append(ShowProgress(self.console, recipe.label, speed))
-            self.team.announce({"network": recipe.key, "folder": str(self.folder)})
+            self.team.announce({"network": recipe.key, "folder": str(self.folder), "begun": resumed})
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
             **devices(self.settings, self.team, module, self.data),
@@ -257,3 +257,16 @@ def _epochs_done(checkpoint: Path) -> int:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
     except Exception as error:  # a damaged file fails in as many ways as it can be damaged
         raise StoreError(f"{checkpoint} is damaged ({str(error).splitlines()[0]}). Delete it to start anew.") from error
+
+
+def _epochs_agreed(checkpoint: Path, begun: int) -> int:
+    """Wait until this machine sees the checkpoint of which the leading process has told. Raises `StoreError`."""
+    waited_until = time.monotonic() + SHARED_FOLDER_S
+    while (found := _epochs_done(checkpoint)) != begun:
+        if time.monotonic() > waited_until:
+            raise StoreError(
+                f"{checkpoint} on {socket.gethostname()} has {found} epochs, but the first process of this run has "
+                f"{begun} there: the run folder must be one that all machines share."
+            )
+        time.sleep(0.5)
+    return found

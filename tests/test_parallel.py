@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd import build, folder, launch, parallel
+from kd import build, folder, launch, parallel, train
 from kd.curves import read_metrics
 from kd.dry_run import dry_run
-from kd.errors import ConfigError
+from kd.errors import ConfigError, StoreError
 from kd.global_norm import GlobalNorms, refuse_unknown_norms
 from kd.recipe import plan
 from tests.commands import QUICK, Command, configured
@@ -399,3 +399,14 @@ def test_a_global_norm_is_a_batch_norm_and_gives_way_to_it_again(momentum, affin
     sync.revert(synced)
     assert synced[1] is original and not original.training
     torch.testing.assert_close(plain.state_dict(), synced.state_dict())
+
+
+def test_processes_begin_at_the_same_epoch_or_not_at_all(tmp_path, monkeypatch):
+    """Another machine may still see the checkpoint before the last one, or none."""
+    monkeypatch.setattr(train, "SHARED_FOLDER_S", 0.0)
+    checkpoint = tmp_path / "network.ckpt"
+    assert train._epochs_agreed(checkpoint, 0) == 0
+    torch.save({"epoch": 3}, checkpoint)
+    assert train._epochs_agreed(checkpoint, 4) == 4
+    with pytest.raises(StoreError, match="has 4 epochs, but the first process of this run has 5"):
+        train._epochs_agreed(checkpoint, 5)

@@ -89,7 +89,7 @@ def train_all(folder: Path, strategy: str, devices: int) -> None:
             continue
         recipes = {recipe.key: recipe for recipe in planned.recipes()}
         while "network" in (task := team.next_task() or {}):
-            trainings.follow(recipes[task["network"]])
+            trainings.follow(recipes[task["network"]], task["begun"])
         assert task == {"case": name}
 
 
