@@ -1,12 +1,11 @@
 """One task of a sweep, in whatever process: its own log, its own outcome, never an exception of the run."""
 
 import json
-import os
 import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -34,22 +33,22 @@ def perform(task: Task) -> Outcome:
         return Outcome(task, state, status, error, socket.gethostname(), time.perf_counter() - started)
 
     try:
-        os.chdir(task.cwd)
-        config = restored(task.config)
-        if parallel.follows(config.trainer):
-            _do(task, config, Console(quiet=True))
-            return outcome(DONE)  # the process that leads says more
-        if task.network is None and is_owned(task.folder):  # by another process, whose mark stays as it is
-            _dismiss_others(config)
-            raise BusyError(task.folder)
-        task.folder.mkdir(parents=True, exist_ok=True)
-        (task.folder / ERROR).unlink(missing_ok=True)
-        with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
-            try:
-                _do(task, config, Console(file=log, width=120))
-            except Exception:
-                traceback.print_exc(file=log)
-                raise
+        with chdir(task.cwd):
+            config = restored(task.config)
+            if parallel.follows(config.trainer):
+                _do(task, config, Console(quiet=True))
+                return outcome(DONE)  # the process that leads says more
+            if task.network is None and is_owned(task.folder):  # by another process, whose mark stays as it is
+                _dismiss_others(config)
+                raise BusyError(task.folder)
+            task.folder.mkdir(parents=True, exist_ok=True)
+            (task.folder / ERROR).unlink(missing_ok=True)
+            with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+                try:
+                    _do(task, config, Console(file=log, width=120))
+                except Exception:
+                    traceback.print_exc(file=log)
+                    raise
     except BusyError as busy:
         return outcome(ELSEWHERE, error=str(busy))
     except (UserError, OSError) as error:
