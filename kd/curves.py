@@ -12,12 +12,11 @@ from lightning.pytorch.utilities import rank_zero_only
 COLUMNS = ("arm", "epoch", "step", "name", "value")
 
 
-class TidyCsv(Logger):
-    """metrics.csv of one training: one row per logged scalar (arm, epoch, step, name, value), flushed at once."""
+class LabelledLogger(Logger):
+    """A Lightning logger of one training, named after it. The configuration is written down elsewhere."""
 
-    def __init__(self, path: Path, label: str) -> None:
+    def __init__(self, label: str) -> None:
         super().__init__()
-        self.path = path
         self.label = label
 
     @property
@@ -27,6 +26,18 @@ class TidyCsv(Logger):
     @property
     def version(self) -> str:
         return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """A run has config.yaml; a dashboard is told when it is opened."""
+
+
+class TidyCsv(LabelledLogger):
+    """metrics.csv of one training: one row per logged scalar (arm, epoch, step, name, value), flushed at once."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        super().__init__(label)
+        self.path = path
 
     def resume(self, epoch: int) -> None:
         """Start the file, or keep of it what was logged before `epoch`."""
@@ -41,10 +52,6 @@ class TidyCsv(Logger):
             for name, value in metrics.items():
                 if name != "epoch":
                     writer.writerow((self.label, epoch, step, name.partition("/")[2], repr(float(value))))
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration has a file of its own, config.yaml."""
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

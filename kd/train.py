@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -30,6 +30,7 @@ from kd.teachers import Ema, Frozen, Teacher
 
 EMA_SUFFIX = "-ema"  # the store entry of the averaged network beside its student's
 TERMS_SUFFIX = "-terms"  # that of what a first stage's terms have learned
+Seen = TypeVar("Seen")
 SHARED_FOLDER_S = 120.0  # until what one machine has written in a shared folder must be seen by another one
 
 
@@ -158,17 +159,10 @@ class Trainings:
 
     def _stored(self, key: str) -> Entry | None:
         """The entry of a network; None if it is still to be trained, which is never so where another process leads."""
-        found = self.store.get(key)
-        waited_until = time.monotonic() + SHARED_FOLDER_S
-        while found is None and not self.team.leads:
-            if time.monotonic() > waited_until:
-                raise StoreError(
-                    f"{self.store.root} on {socket.gethostname()} does not have {key}, which the first process of this "
-                    "run has there: store.root must be a folder that all machines share."
-                )
-            time.sleep(0.5)
-            found = self.store.get(key)
-        return found
+        if self.team.leads:
+            return self.store.get(key)
+        what = f"{self.store.root} does not have {key}: store.root"
+        return _seen_here(lambda: self.store.get(key), lambda found: found is not None, what)
 
     def _meta(self, recipe: Recipe, model: Node, best: KeepBest, speed: Speed) -> dict[str, Any]:
         """What the store says about a trained network; the time of a first stage counts."""
@@ -260,13 +254,19 @@ def _epochs_done(checkpoint: Path) -> int:
 
 
 def _epochs_agreed(checkpoint: Path, begun: int) -> int:
-    """Wait until this machine sees the checkpoint of which the leading process has told. Raises `StoreError`."""
+    """How many epochs a checkpoint holds, as the leading process has told. Raises `StoreError` if it is not seen."""
+    what = f"{checkpoint} does not hold the {begun} epochs that have been trained: the run folder"
+    return _seen_here(lambda: _epochs_done(checkpoint), lambda found: found == begun, what)
+
+
+def _seen_here(look: Callable[[], Seen], is_right: Callable[[Seen], bool], what: str) -> Seen:
+    """Wait until this machine sees what the leading process, perhaps on another one, has written. Or `StoreError`."""
     waited_until = time.monotonic() + SHARED_FOLDER_S
-    while (found := _epochs_done(checkpoint)) != begun:
+    while not is_right(found := look()):
         if time.monotonic() > waited_until:
             raise StoreError(
-                f"{checkpoint} on {socket.gethostname()} has {found} epochs, but the first process of this run has "
-                f"{begun} there: the run folder must be one that all machines share."
+                f"On {socket.gethostname()} {what} must be a folder that all machines share, and the first process of "
+                "this run sees it otherwise."
             )
         time.sleep(0.5)
     return found

@@ -408,5 +408,5 @@ def test_processes_begin_at_the_same_epoch_or_not_at_all(tmp_path, monkeypatch):
     assert train._epochs_agreed(checkpoint, 0) == 0
     torch.save({"epoch": 3}, checkpoint)
     assert train._epochs_agreed(checkpoint, 4) == 4
-    with pytest.raises(StoreError, match="has 4 epochs, but the first process of this run has 5"):
+    with pytest.raises(StoreError, match="does not hold the 5 epochs that have been trained: the run folder must be"):
         train._epochs_agreed(checkpoint, 5)

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kd.collectives import processes, total
+
 
 def gathered(tensor: Tensor) -> Tensor:
     """Return the rows of all processes, (B, ...) -> (B_0 + B_1 + ..., ...), in the order of their ranks.
@@ -14,7 +16,7 @@ def gathered(tensor: Tensor) -> Tensor:
     from. If each process computes the same loss of the gathered rows, data-parallel training, which averages gradients
     over processes, then has the gradient of one process with the whole batch. Batches may differ in length.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if processes() == 1:
         return tensor
     gathered_rows: Tensor = _Gather.apply(tensor)
     return gathered_rows
@@ -26,7 +28,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         own = torch.tensor([len(tensor)], device=tensor.device)
-        counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+        counts = [torch.zeros_like(own) for _ in range(processes())]
         dist.all_gather(counts, own)
         ctx.lengths = [int(count) for count in counts]
         padded = tensor.new_zeros(max(ctx.lengths), *tensor.shape[1:])
@@ -37,7 +39,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        summed = gradients[0].contiguous().clone()
-        dist.all_reduce(summed)
+        summed = total(gradients[0].contiguous())
         start = sum(ctx.lengths[: dist.get_rank()])
         return summed[start : start + ctx.lengths[dist.get_rank()]]

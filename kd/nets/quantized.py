@@ -106,7 +106,8 @@ def quantized_activation(x: Tensor, low: Tensor, high: Tensor, bits: int, averag
     if averaging is not None:
         with torch.no_grad():
             # over the images of all processes
-            highest, lowest = largest(torch.stack([x.amax(), -x.amin()]))
+            smallest, greatest = torch.aminmax(x)
+            highest, lowest = largest(torch.stack([greatest, -smallest]))
             renewed = torch.where(high > low, averaging, 1.0)  # the first range is taken over
             low.lerp_((-lowest).clamp(max=0), renewed.to(low))
             high.lerp_(highest.clamp(min=0), renewed.to(high))

@@ -6,14 +6,14 @@ from pathlib import Path
 from rich.console import Console
 
 from kd.locks import is_owned
-from kd.sweep.book import Book
+from kd.sweep.book import RUNNING, SKIPPED, Book
 from kd.sweep.grid import Grid
 from kd.sweep.networks import Plans, job_task
 from kd.sweep.plan import Arguments, Job
 from kd.sweep.rehearsal import rehearse
 from kd.sweep.search import Search
 from kd.sweep.summary import Summary, shown
-from kd.sweep.task import ELSEWHERE, FAILED, Launcher
+from kd.sweep.task import DONE, ELSEWHERE, FAILED, Launcher
 from kd.tracking.look import where
 
 PART_FAILED = 6
@@ -33,20 +33,26 @@ def drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console
         if rehearsed:
             plans = Plans()
             rehearse(plans, arguments, rehearsed, launcher)
-            book.write("running")
-            todo.run(Work(folder, launcher, book, summary), plans)
-    except BaseException:
-        book.write("interrupted")
-        raise
+            _do(todo, Work(folder, launcher, book, summary), plans)
     finally:
         summary.stop()
-    failed = book.counts["failed"] + book.counts["skipped"]
-    book.write("failed" if failed else "done")
+    failed = book.counts[FAILED] + book.counts[SKIPPED]
+    book.write(FAILED if failed else DONE)
     summary.end(folder)
     todo.end(summary)
     if rehearsed and (line := where(rehearsed[0].config.logger, shown(folder))):
         summary.note(line)
     return PART_FAILED if failed else 0
+
+
+def _do(todo: Grid | Search, work: "Work", plans: Plans) -> None:
+    """Do the work, and leave a sweep.json that says how it was left."""
+    work.book.write(RUNNING)
+    try:
+        todo.run(work, plans)
+    except BaseException:
+        work.book.write("interrupted")
+        raise
 
 
 class Work:

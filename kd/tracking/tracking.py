@@ -1,6 +1,5 @@
 """The dashboards of one run. Local files are the truth; nothing here may stop or hang a run."""
 
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd.curves import read_metrics
+from kd.curves import LabelledLogger, read_metrics
 from kd.files import METRICS
 from kd.recipe import Recipe
 from kd.schema import LoggerConfig, RunConfig
@@ -111,30 +110,17 @@ class Tracking:
             return None
 
 
-class _Log(Logger):
-    """The Lightning logger of one training: hands its points to the dashboard."""
+class _Log(LabelledLogger):
+    """Hands the points of one training to the dashboard."""
 
     def __init__(self, label: str, log: Callable[[dict[str, float], int], None]) -> None:
-        super().__init__()
-        self.label = label
+        super().__init__(label)
         self.log = log
-
-    @property
-    def name(self) -> str:
-        return self.label
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         assert step is not None, "a point has its step"
         self.log(dict(metrics), step)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration is logged when the run starts."""
 
 
 def _backend(settings: LoggerConfig, folder: Path, mode: Mode) -> Backend | None:
