@@ -27,7 +27,9 @@ from kd.losses.term import Roles
 from kd.metrics import test_metrics
 from kd.optim import Schedule, constant
 from kd.quiet import quiet
-from kd.schema import PRECISIONS, MethodConfig
+from kd.rules import PRECISIONS
+from kd.schema import MethodConfig
+from kd.seals import Unchanged
 from kd.taps import Tapped
 from kd.teachers import Frozen, NoTeacher, Teacher
 from kd.types import Batch
@@ -135,13 +137,14 @@ def distill(
             tapped = _build(objective, student, teacher, taught_by, loaders["train"], roles, seed)
             objective.carry_over(learned)
             module = Distiller(
-                "student", tapped, taught_by, objective, optimizer or partial(AdamW, lr=1e-3), schedule, seed=seed
-            )
+                "student", tapped, taught_by, objective, optimizer or partial(AdamW, lr=1e-3), schedule, seed=seed,
+                image_shape=next(iter(loaders["train"])).image.shape[1:],
+            )  # fmt: skip
             val_loader = loaders["val"] if stage is config and val is not None else None
             best = _fit(module, loaders["train"], val_loader, length, history, accelerator, precision)
             learned = {name: value.cpu() for name, value in objective.terms.state_dict().items()}
     finally:
-        student.to(home)
+        student.to(memory_format=torch.contiguous_format).to(home)
     trained = tapped.network.to(home).eval()
     return Distilled(
         student=trained,
@@ -238,7 +241,7 @@ def _fit(
         accelerator=accelerator,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
-        callbacks=[best, _History(history, module.objective.where == "method.initial.terms")],
+        callbacks=[best, Unchanged(), _History(history, module.objective.where == "method.initial.terms")],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

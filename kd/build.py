@@ -6,11 +6,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
-from kd import parallel
+from kd import parallel, trust
 from kd.check import nearest
 from kd.data import DistillationData, ForeignData
 from kd.errors import ConfigError, UserError
@@ -27,10 +26,10 @@ from kd.types import Batch
 def data(config: RunConfig) -> DistillationData:
     """Build and read the dataset. Raises `ConfigError` or `DataError`."""
     built = _instantiate("data", config.data)
-    if isinstance(built, DistillationData):
-        return built
     if isinstance(built, L.LightningDataModule):
-        return ForeignData(built, config.data)
+        found = built if isinstance(built, DistillationData) else ForeignData(built, config.data)
+        found.group_steps(config.trainer.steps_per_call)
+        return found
     raise ConfigError(f"`data._target_` must be a LightningDataModule, but {config.data['_target_']} is none.")
 
 
@@ -65,8 +64,8 @@ def foreign_network(file: File, data: DistillationData) -> nn.Module:
 def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple[Tapped, Objective, Node]:
     """Build a recipe's network, its objective with all its parts, and the network's configuration.
 
-    Everything is initialised from the recipe's seed alone. The network comes first, so that baseline and student start
-    from the same weights whatever their objectives draw.
+    Everything is initialised from the recipe's seed alone, but for the weights of another run that it may start from.
+    The network comes first, so that baseline and student start from the same weights whatever their objectives draw.
     """
     objective = recipe.objective()
     facts: dict[str, Any] = {
@@ -83,9 +82,17 @@ def student(recipe: Recipe, data: DistillationData, taught_by: Teacher) -> tuple
 
     def seeded(model: Node) -> nn.Module:
         torch.manual_seed(recipe.seed)
-        return network(model, data, role_of(recipe))
+        built = network(model, data, role_of(recipe))
+        if recipe.start:
+            recipe.start.load_into(built)
+        return built
 
     def replaced(model: Node) -> nn.Module:
+        if recipe.start:
+            raise ConfigError(
+                f"Method {recipe.method['name']!r} replaces the student's network by another one, which cannot start "
+                "from the student's weights. Choose another method, or leave fork away."
+            )
         if recipe.initial or recipe.is_initial:
             raise ConfigError("A method that replaces the student's network cannot have an `initial` stage.")
         if recipe.label != "student" or recipe.teacher.kind == "ema":
@@ -127,7 +134,7 @@ def complete(
 def wrapped_around(network: nn.Module, model: Node) -> nn.Module:
     """Build a replacement for a network that exists already."""
     arguments = {name: value for name, value in model.items() if name not in ("_target_", "network")}
-    built = get_object(model["_target_"])(network=network, **arguments)
+    built = trust.resolve("student", model["_target_"])(network=network, **arguments)
     assert isinstance(built, nn.Module)
     return built
 
@@ -200,8 +207,8 @@ def device(trainer: TrainerConfig) -> torch.device:
         ).device
     except Exception as error:  # Lightning raises many types here; all of them mean the same to a user
         raise ConfigError(
-            f"trainer.accelerator={trainer.accelerator} with trainer.devices={trainer.devices} is not available here: "
-            f"{error}"
+            f"trainer.accelerator={trainer.accelerator} with trainer.devices={trainer.devices} is not available here "
+            f"({error}). Use trainer.accelerator=auto trainer.devices=1: what this machine has."
         ) from error
 
 
@@ -212,38 +219,31 @@ def role_of(recipe: Recipe) -> str:
 def _instantiate(where: str, node: Node) -> Any:
     """Build what a node's `_target_` names.
 
-    Raises `ConfigError` for a name that cannot be imported, an unknown or missing argument, or one that is refused.
+    Raises `ConfigError` for a name that may not be called (`kd.trust`) or cannot be imported, an unknown or missing
+    argument, or one that is refused.
     """
     parameters = _parameters(where, node)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     for name in node:
-        if name not in named and not name.startswith("_") and not open_ended:
+        if name not in named and name not in trust.SPECIAL and not open_ended:
             raise ConfigError(
                 f"Unknown key `{where}.{name}`.{nearest(name, named)} {node['_target_']} takes: {', '.join(named)}."
             )
-    return attempt(where, lambda: instantiate(node, _convert_="all"))
+    return attempt(where, lambda: trust.build(where, node))
 
 
 def _parameters(where: str, node: Node) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of what a node's `_target_` names. Raises `ConfigError` if it cannot be imported."""
-    target = node.get("_target_")
-    if not isinstance(target, str):
-        raise ConfigError(f"`{where}._target_` must name a class or function, but is {target!r}.")
-    try:
-        return inspect.signature(get_object(target)).parameters
-    except Exception as error:  # whatever importing the user's own module raises
-        raise ConfigError(f"Cannot import `{where}._target_`={target!r}: {error}") from error
+    """Return the parameters of what a node's `_target_` names. Raises `ConfigError` if it may not be named."""
+    return inspect.signature(trust.resolve(where, node.get("_target_"))).parameters
 
 
 def attempt(where: str, make: Any) -> Any:
     """Return what `make` returns; a refusal of the configured values becomes a `ConfigError`."""
     try:
         return make()
-    except Exception as error:
-        cause = error.__cause__ or error  # Hydra wraps what the target raised
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, TypeError | ValueError | AttributeError | KeyError | AssertionError):
-            raise ConfigError(f"`{where}` cannot be built as configured: {str(cause).splitlines()[0]}") from error
+    except UserError:
         raise
+    except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"`{where}` cannot be built as configured: {reason}") from error

@@ -1,18 +1,19 @@
-"""What happens beside the training loop: keeping the best epoch, saving, measuring speed, showing progress."""
+"""What happens beside the training loop: keeping the best epoch, measuring speed, showing progress."""
 
-import signal
-import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kd.chance import near_chance, standard_error
 from kd.distiller import Distiller
+
+HOT = 8.0  # a temperature whose square is a likely cause
 
 
 class KeepBest(Callback):
@@ -51,38 +52,6 @@ class KeepBest(Callback):
         self.epoch, self.weights = state_dict["epoch"], state_dict["weights"]
 
 
-class SaveEpoch(Checkpoint):
-    """Writes a checkpoint after every epoch, beside its place and then moved there: a kill leaves a whole one.
-
-    A `Checkpoint`, so that Lightning calls it after every other callback has seen the epoch.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(temporary)  # every process calls it, the first one writes
-        if trainer.is_global_zero:
-            temporary.replace(self.path)
-
-
-class OwnSignals(Callback):
-    """Keeps SIGTERM's handler as it is while several processes train.
-
-    Lightning's would communicate from within the handler; and to hear of it, every step would wait for the device.
-    """
-
-    def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
-
-
 class Speed(Callback):
     """Measures the images per second of training alone, without validation and logging, and the seconds of it all.
 
@@ -92,7 +61,7 @@ class Speed(Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
-        self._started = 0.0
+        self._started: float | None = None  # of the present epoch's part in this process
         self._before_s = 0.0
         self._fit_started: float | None = None
 
@@ -102,6 +71,9 @@ class Speed(Callback):
     def elapsed_s(self) -> float:
         """Seconds from the start of the training, validation included, pauses not."""
         return self._before_s + (time.perf_counter() - self._fit_started if self._fit_started is not None else 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._started = time.perf_counter()  # for an epoch that is continued: it does not start again
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -114,21 +86,61 @@ class Speed(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.images += module.images(batch, batch_idx)
-        if batch_idx + 1 == trainer.num_training_batches:
+        # not `batch_idx`: it starts at 0 again where an epoch is continued
+        self.images += module.images(batch, trainer.fit_loop.epoch_loop.batch_idx)
+        if trainer.is_last_batch:
             if module.device.type == "cuda":
                 torch.cuda.synchronize(module.device)
-            self.seconds += time.perf_counter() - self._started
+            self.seconds, self._started = self._seconds_so_far(), None
 
     def images_per_s(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "images": self.images, "elapsed_s": self.elapsed_s()}
+        return {"seconds": self._seconds_so_far(), "images": self.images, "elapsed_s": self.elapsed_s()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
         self._before_s = state_dict["elapsed_s"]
+
+    def _seconds_so_far(self) -> float:
+        return self.seconds + (time.perf_counter() - self._started if self._started is not None else 0.0)
+
+
+class WarnAtChance(Callback):
+    """Says once that a network classifies no better than by guessing after an epoch, and the likely cause.
+
+    Where the images are so few that even guesses often look like knowledge, nothing is said. Such a network is finite,
+    so nothing stops it; a temperature of 20 with a weight of 1 and a learning rate of 0.1 has
+    been seen to leave one dead.
+    """
+
+    def __init__(self, say: Callable[[str], None], classes: int, images: int) -> None:
+        self.say, self.images = say, images
+        self.chance = 1 / classes
+        self.can_tell = standard_error(images, self.chance) <= self.chance
+        self.told = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": self.told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.told = state_dict["told"]
+
+    def on_validation_end(self, trainer: L.Trainer, module: Distiller) -> None:  # type: ignore[override]
+        accuracy = module.epoch_means["val"]["accuracy"]
+        if self.told or not (self.can_tell and near_chance(accuracy, self.images, self.chance, errors=2)):
+            return
+        self.told = True
+        rate = module.epoch_means["train"]["lr"]
+        hot = max(float(getattr(term, "temperature", 1.0)) for term in module.objective.terms.values())
+        cause = "the learning rate may be too large or too small"
+        if hot >= HOT:
+            cause = f"T^2 = {hot**2:g} times the soft targets' gradient may be too large a step: lower one of the two"
+        self.say(
+            f"warning: validation accuracy {accuracy:.1%} after epoch {trainer.current_epoch + 1}, where guessing has "
+            f"{self.chance:.1%}. The learning rate is now {rate:.3g}; {cause}."
+        )
 
 
 class ShowProgress(Callback):
@@ -143,7 +155,7 @@ class ShowProgress(Callback):
         self.bar: Progress | None = None
         self._shown = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Distiller) -> None:  # type: ignore[override]
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -153,7 +165,7 @@ class ShowProgress(Callback):
                 console=self.console,
                 transient=True,
             )
-            total = int(trainer.num_training_batches) * int(trainer.max_epochs or 0)
+            total = module.steps_per_epoch() * int(trainer.max_epochs or 0)
             self.task = self.bar.add_task(self.label, total=total, speed="", completed=trainer.global_step)
             self.bar.start()
 

@@ -2,10 +2,14 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kd.errors import ConfigError
+
+LONGEST = 100
+NAME = re.compile(rf"[^\W_][\w.+-]{{0,{LONGEST - 1}}}")
 
 
 def number(name: str, value: Any, *, above: float = -math.inf, low: float = -math.inf, high: float = math.inf) -> float:
@@ -25,6 +29,16 @@ def integer(name: str, value: Any, *, low: int = 0, high: float = math.inf) -> i
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         allowed = f"a whole number of at least {low}" if high == math.inf else f"a whole number in [{low}, {high}]"
         raise ConfigError(f"Expected `{name}` to be {allowed}, but got {value!r}.")
+    return value
+
+
+def name(key: str, value: Any) -> str:
+    """Return `value`, or raise `ConfigError` unless it can be the name of a file: no path, no hidden file."""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ConfigError(
+            f"Expected `{key}` to be a name of at most {LONGEST} letters, digits and -_.+ that begins with a letter or "
+            f"digit, but got {value!r:.120}."
+        )
     return value
 
 

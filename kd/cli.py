@@ -21,13 +21,18 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from kd import secrets
 from kd.check import nearest
-from kd.errors import ConfigError, UserError
+from kd.errors import ConfigError, StoreError, UserError
+from kd.files import FULL
+from kd.hydra_guard import install
 from kd.parallel import let_the_leader_speak, mute_followers
-from kd.schema import RunConfig, unknown_key
+from kd.rules import unknown_key
+from kd.schema import RunConfig
 
 INTERRUPTED, PREEMPTED = 130, 143
 SWEEP_FLAGS = ("-m", "--multirun")
+OF_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "join=true", "sweep=")  # overrides that a single run refuses
 #: with these Hydra prints something and runs nothing
 INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
@@ -39,7 +44,8 @@ def conf_dir() -> Path:
 
 
 def register_schema() -> None:
-    """Make the closed root known to Hydra under the name that conf/run.yaml's defaults use."""
+    """Make the closed root known to Hydra under the name that conf/run.yaml's defaults use, and let it read safely."""
+    install()
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
@@ -50,6 +56,9 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, preempted)
     given = sys.argv[1:]
     mute_followers(given)
+    with messages(given):
+        _refuse_pickles(given)
+        secrets.refuse_in_arguments(given)
     if _is_sweep(given):
         from kd.sweep.sweep import sweep
 
@@ -60,7 +69,7 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
     def guarded(config: DictConfig) -> None:
         with messages(given):  # inside Hydra's job too, which announces every exception that leaves it
             _refuse_ignored(config, given)
-            if of_sweeps := [a for a in given if a.startswith(("hydra/launcher=", "hydra/sweeper=", "join=true"))]:
+            if of_sweeps := [argument for argument in given if argument.startswith(OF_SWEEPS)]:
                 raise ConfigError(f"{of_sweeps[0]} belongs to a sweep: add -m, or leave it away for a single run.")
             task(config)
 
@@ -83,11 +92,12 @@ def messages(given: list[str]) -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException, OSError, AssertionError) as error:
         if isinstance(error, AssertionError) and not _of_hydra(error):
             raise
+        full = isinstance(error, OSError) and error.errno in FULL
         if any(argument.lower().replace("'", "") == "debug=true" for argument in given):
             traceback.print_exc()
         print(f"Error: {message(error, given)}", file=sys.stderr)
         let_the_leader_speak()
-        sys.exit(error.status if isinstance(error, UserError) else UserError.status)
+        sys.exit(error.status if isinstance(error, UserError) else StoreError.status if full else UserError.status)
 
 
 def compose(given: list[str]) -> DictConfig:
@@ -149,6 +159,17 @@ def _quote_debug(argument: str) -> str:
     return re.sub(r"^debug=(true|false)$", lambda found: f"debug='{found[1].lower()}'", argument, flags=re.IGNORECASE)
 
 
+def _refuse_pickles(given: list[str]) -> None:
+    """Hydra can rerun a job from a pickle, which may hold code; it takes any beginning of the option's name."""
+    for argument in given:
+        name = argument.partition("=")[0]
+        if len(name) > len("--") and "--experimental-rerun".startswith(name):
+            raise ConfigError(
+                f"{name} would read a pickle, which may hold code. To repeat a run, give the folder with its "
+                "config.yaml: --config-dir FOLDER --config-name config"
+            )
+
+
 def _refuse_ignored(config: DictConfig, given: list[str]) -> None:
     """What would have no effect must not go unnoticed."""
     chosen = next(
@@ -171,6 +192,12 @@ def message(error: Exception, given: list[str]) -> str:
         return f"Cannot read {error.override!r} ({reason}). Write what you set as key=value, e.g. method.temperature=8."
     if isinstance(error, MissingConfigException):  # an OSError too
         return _unknown_choice(text)
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" for {error.filename}" if error.filename else ""
+        return (
+            f"No space left on device{where}. Make space where the run writes (hydra.run.dir, store.root); the same "
+            "command continues the run."
+        )
     if isinstance(error, OSError):
         where = f" {error.filename!r}" if error.filename else ""
         return f"Cannot use{where}: {error.strerror or error}. Choose another folder (hydra.run.dir, store.root)."
@@ -201,13 +228,14 @@ def _unknown_choice(text: str) -> str:
 
 def _composed_without(key: str, given: list[str]) -> DictConfig | None:
     """Compose the configuration without the override of `key`, to learn which keys it would have had."""
-    overrides = [a for a in arguments(given) if is_override(a) and not a.startswith(("hydra.", "hydra/"))]
+    own = [a for a in given if not a.startswith(("hydra.", "hydra/"))]
+    overrides = [a for a in arguments(own) if is_override(a)]
     kept = [a for a in overrides if a.lstrip("+~").partition("=")[0].split("@")[0] != key]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose("run", overrides=kept)
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, ConfigError):
         return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
 
 

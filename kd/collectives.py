@@ -1,5 +1,6 @@
 """Sums over the processes of a data-parallel training, one of them with a gradient; a single process has its own."""
 
+import functools
 from typing import Any
 
 import torch
@@ -26,6 +27,31 @@ def largest(tensor: Tensor) -> Tensor:
     if processes() > 1:
         dist.all_reduce(found, dist.ReduceOp.MAX)
     return found
+
+
+def everyones(value: Any) -> list[Any]:
+    """Every process's value, by rank: plain values and tensors on the CPU. Every process calls this."""
+    if processes() == 1:
+        return [value]
+    found: list[Any] = [None] * processes()
+    dist.all_gather_object(found, value, group=_on_cpu())
+    return found
+
+
+def loudest(values: list[int]) -> list[int]:
+    """The largest of every process's values at each place. Unlike `largest`, no GPU waits for it."""
+    if processes() == 1:
+        return values
+    found = torch.tensor(values)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_on_cpu())
+    result: list[int] = found.tolist()
+    return result
+
+
+@functools.cache  # the processes of a run are connected once
+def _on_cpu() -> Any:
+    """A group of all processes that talks from CPU to CPU. The first call makes it: every process takes part."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def summed(tensor: Tensor) -> Tensor:

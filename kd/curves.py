@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kd.errors import StoreError
+
 COLUMNS = ("arm", "epoch", "step", "name", "value")
 
 
@@ -55,11 +57,27 @@ class TidyCsv(LabelledLogger):
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read a metrics.csv; a file that is not there has no rows, a last line that was cut off is left out."""
+    """Read a metrics.csv; a file that is not there has no rows, a last line that was cut off is left out.
+
+    Raises `StoreError` for a file that is none.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values()]
+        if rows and tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"its first line is {reader.fieldnames!r:.200}")
+        for row in rows:
+            float(row["value"])
+            if row["epoch"]:
+                int(row["epoch"]), int(row["step"])
+    except (ValueError, csv.Error) as error:
+        raise StoreError(
+            f"{path} is damaged: {error}. Delete it, or the folder that it is in, to start anew."
+        ) from error
+    return rows
 
 
 def write_metrics(path: Path, rows: list[dict[str, str]]) -> None:

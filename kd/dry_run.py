@@ -8,15 +8,17 @@ from kd.data import DistillationData
 from kd.errors import ConfigError, UserError
 from kd.global_norm import refuse_unknown_norms
 from kd.losses.objective import Objective
+from kd.optim import refuse_several_losses
 from kd.recipe import File, Plan, Recipe
 from kd.taps import Tapped
+from kd.teacher_cache import refuse_live
 from kd.types import Batch
 
 
-def dry_run(plan: Plan, data: DistillationData, processes: int = 1) -> None:
+def dry_run(plan: Plan, data: DistillationData, processes: int = 1, cache: str = "auto") -> None:
     """Send two images through every arm, untrained: shapes, taps, terms, optimiser, schedule fail here or nowhere.
 
-    `processes`: how many will train each network together.
+    `processes`: how many will train each network together. `cache`: teacher.cache.
     """
     first_stage: dict[str, Tensor] = {}  # a recipe's own comes right before it
     for recipe in plan.recipes():
@@ -24,6 +26,7 @@ def dry_run(plan: Plan, data: DistillationData, processes: int = 1) -> None:
         batch = Batch(*(part[:2] for part in data.on_device(next(iter(loader)), torch.device("cpu"))))
         described = recipe.objective()
         _refuse_wrong_teacher(recipe, described)
+        refuse_live(recipe, data, cache)
         if recipe.epochs:  # an untrained network has no schedules
             _refuse_late_start(recipe, described)
         _try_network(
@@ -48,8 +51,9 @@ def dry_run(plan: Plan, data: DistillationData, processes: int = 1) -> None:
         make_optimizer, make_schedule = build.optimizer_and_schedule(recipe)
         build.attempt("optim.optimizer", lambda: make_optimizer(tapped.parameters()))  # noqa: B023
         optimizer = make_optimizer(tapped.parameters())
+        refuse_several_losses(optimizer)
         if recipe.epochs:
-            build.attempt("optim.schedule", lambda: make_schedule(optimizer, len(loader), recipe.epochs))  # noqa: B023
+            build.attempt("optim.schedule", lambda: make_schedule(optimizer, data.steps_per_epoch(), recipe.epochs))  # noqa: B023
 
 
 def _refuse_wrong_teacher(recipe: Recipe, objective: Objective) -> None:

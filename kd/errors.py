@@ -23,6 +23,12 @@ class StoreError(UserError):
     status = 4
 
 
+class MachineError(UserError):
+    """The machine cannot go on: out of memory, or a process of the run has died (exit status 1)."""
+
+    status = 1
+
+
 class NumericError(UserError):
     """Training produced NaN or infinity (exit status 5)."""
 

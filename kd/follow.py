@@ -41,6 +41,7 @@ def _follow(config: RunConfig, team: Team) -> None:
     recipes = {recipe.key: recipe for recipe in plan(config, data).recipes()}
     store, console = Store(config.store.root), Console(quiet=True)
     while task is not None:
-        trainings = Trainings(data, store, Path(task["folder"]), config.trainer, console, lambda *_: None, team)
+        folder, cache = Path(task["folder"]), config.teacher.cache
+        trainings = Trainings(data, store, folder, config.trainer, console, lambda *_: None, team, cache=cache)
         trainings.follow(recipes[task["network"]], task["begun"])
         task = team.next_task()

@@ -1,5 +1,6 @@
 """`python -m kd.list`: every experiment with its claim, every method, network, dataset and teacher, described."""
 
+import argparse
 import sys
 import textwrap
 from pathlib import Path
@@ -56,6 +57,7 @@ def _wrapped(start: str, text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m kd.list", description=__doc__).parse_args()
     try:
         print(listing(conf_dir()))
     except BrokenPipeError:  # piped into head

@@ -60,9 +60,14 @@ def owned(folder: Path) -> Iterator[None]:
 
 def is_owned(folder: Path) -> bool:
     """Whether a living process works in the folder."""
-    if not (folder / LOCK).exists():
+    return is_locked(folder / LOCK)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a living process, perhaps on another machine, holds a lock file."""
+    if not file.exists():
         return False
-    lock = FileLock(folder / LOCK, mode=SHARED)
+    lock = FileLock(file, mode=SHARED)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -73,7 +78,7 @@ def is_owned(folder: Path) -> bool:
 
 def read_owner(folder: Path) -> dict[str, Any]:
     """Who works, or last worked, in a folder; {} if that is not known."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads((folder / OWNER).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found

@@ -1,5 +1,6 @@
 """Learning-rate schedules that know the length of the training, stepped after every step, and the weight constraint."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -38,6 +39,16 @@ def with_max_norm(
 
     made.register_step_post_hook(constrain)
     return made
+
+
+def refuse_several_losses(optimizer: Optimizer) -> None:
+    """Raise `ConfigError` for an optimiser such as LBFGS, whose step wants to compute the loss several times itself."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} computes the loss several times in a step; a training here does once. Choose "
+            "another optimiser, e.g. optim=adamw."
+        )
 
 
 def constant(optimizer: Optimizer, steps_per_epoch: int, epochs: int) -> LRScheduler:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kd.data.base import DistillationData, View
+from kd.files import sha256
+from kd.fork import Start
 from kd.losses.configure import build_objective, first_stage, first_stage_epochs
 from kd.losses.objective import Objective
 from kd.losses.term import Roles
+from kd.precision import precision
 from kd.schema import OptimConfig, RunConfig, TeacherConfig
-from kd.store import recipe_key, sha256
+from kd.store import recipe_key
 
 Node = dict[str, Any]  # a config node with `_target_`
 INITIAL = "-initial"  # ends the label of a first stage
@@ -64,6 +67,7 @@ class Recipe:
     peer: Node  # the network that a method trains beside the student, if it does
     roles: dict[str, Roles] = field(default_factory=dict)  # the layers of "student" and "teacher" by role
     initial: "Recipe | None" = None  # a first stage, whose network this one starts from
+    start: Start | None = None  # weights of another run that this one starts from
     is_initial: bool = False  # of a first stage the last epoch stands: its logits mean nothing yet
 
     @property
@@ -83,6 +87,7 @@ class Recipe:
             **({"layers": layers} if (layers := objective.layers_by_term()) else {}),
             **({"peer": self.peer} if objective.needs_peer else {}),
             **({"initial": self.initial.key} if self.initial else {}),
+            **({"start": self.start.sha256} if self.start else {}),
             "model": self.model,
             "method": method,
             "teacher": self.teacher.content() if objective.needs_teacher else None,
@@ -110,6 +115,8 @@ class Plan:
     def describe(self) -> list[str]:
         """What the student minimises and reads, stage by stage, in words."""
         lines = []
+        if start := self.baseline.start:
+            lines.append(f"student and baseline start from {start.folder} (SHA-256 {start.sha256[:16]}...)")
         for recipe in filter(None, (self.student.initial, self.student)):
             objective = recipe.objective()
             first = f", in {recipe.epochs} epochs before anything else" if recipe.is_initial else ""
@@ -136,11 +143,19 @@ class Plan:
 def plan(config: RunConfig, data: DistillationData) -> Plan:
     """Turn a checked configuration into the recipes of its arms. Raises `ConfigError` for an impossible method."""
     teacher = _teacher(config, data)
-    return Plan(
-        teacher=teacher,
-        baseline=_recipe(config, data, "baseline", config.student, hard_targets(config.baseline.label_smoothing)),
-        student=_distilled(config, data, "student", config.student, teacher),
-    )
+    baseline = _recipe(config, data, "baseline", config.student, hard_targets(config.baseline.label_smoothing))
+    student = _distilled(config, data, "student", config.student, teacher)
+    if config.fork is not None:
+        start = Start(**config.fork)
+        baseline, student = _started(baseline, start), _started(student, start)
+    return Plan(teacher, baseline, student)
+
+
+def _started(recipe: Recipe, start: Start) -> Recipe:
+    """The recipe of a network that starts from given weights, in its first stage if it has one."""
+    if recipe.initial:
+        return replace(recipe, initial=replace(recipe.initial, start=start))
+    return replace(recipe, start=start)
 
 
 def hard_targets(label_smoothing: float) -> Node:
@@ -219,7 +234,7 @@ def _recipe(
         data=data.identity(view),
         optim=optim,
         epochs=_epochs(config, own),
-        precision=config.trainer.precision,
+        precision=precision(config.trainer),
         gradient_clip_val=config.trainer.gradient_clip_val,
         peer=_constructor(peer),
         roles=roles,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 
 import kd
 from kd import claims
@@ -22,6 +21,7 @@ from kd.schema import RunConfig
 from kd.store import save_weights
 from kd.teachers import Teacher
 from kd.train import Trainings
+from kd.trust import resolve
 
 SCHEMA = 1
 FACTS = ("num_classes", "image_shape")  # arguments of every network that follow from the data
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
 def model_name(model: dict[str, Any]) -> str:
     """A network in a few words, its class and what differs from the class's defaults: `MLP(hidden=[800, 800])`."""
     name = str(model["_target_"]).rpartition(".")[2]
-    defaults = {key: p.default for key, p in inspect.signature(get_object(model["_target_"])).parameters.items()}
+    defaults = {key: p.default for key, p in inspect.signature(resolve("model", model["_target_"])).parameters.items()}
     set_ones = {
         k: v
         for k, v in model.items()
@@ -89,6 +89,7 @@ def assemble(
         "seed": config.seed,
         "status": "done",
         "config_hash": config_hash,
+        "forked_from": config.fork,
         "git": _git_commit(),
         "versions": {"python": platform.python_version(), "kd": kd.__version__, **{p: version(p) for p in PACKAGES}},
         "device": _device_name(device),

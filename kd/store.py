@@ -11,6 +11,7 @@ An entry appears whole or not at all: it is written beside its place and moved t
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,13 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.errors import StoreError
-from kd.files import METRICS, write_json
+from kd.files import META, METRICS, WEIGHTS, sha256, sync_folder, write_json
 from kd.locks import SHARED
+from kd.weight_files import read_header
 
 #: part of every key; raise it when a change of the code changes the weights that a recipe leads to
 RECIPE_VERSION = 1
 
-WEIGHTS, META = "weights.safetensors", "meta.json"
+KEY = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,15 @@ class Store:
 
     def get(self, key: str) -> Entry | None:
         """Return the entry, or None. Raises `StoreError` for one that cannot be read."""
-        folder = self.root / key
+        folder = self._folder(key)
         if not folder.is_dir():
             return None
+        self._refuse_links(folder)
         try:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             if not (folder / WEIGHTS).is_file() or not isinstance(meta["sha256"], str):
                 raise ValueError(f"no {WEIGHTS}, or no hash of it")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"The store entry {folder} cannot be read ({error}). Delete it; the network is then trained again."
             ) from error
@@ -99,7 +102,7 @@ class Store:
 
     def put(self, key: str, network: nn.Module, meta: dict[str, Any], metrics_csv: Path | None = None) -> Entry:
         """Write an entry, instead of an earlier one of that key, and return it."""
-        folder, temporary = self.root / key, self.root / f".{key}-{os.getpid()}"
+        folder, temporary = self._folder(key), self.root / f".{key}-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save_weights(network, temporary / WEIGHTS, meta)
@@ -110,7 +113,23 @@ class Store:
         if folder.is_dir():  # a folder does not replace one with files in it
             shutil.rmtree(folder)
         temporary.replace(folder)
+        sync_folder(self.root)
         return Entry(key, folder, meta)
+
+    def _folder(self, key: str) -> Path:
+        """Where an entry is or will be. Raises `StoreError` for a key that could lead out of the store."""
+        if not KEY.fullmatch(key):
+            raise StoreError(f"{key!r:.80} is no key of the store {self.root}: letters, digits and -_. only.")
+        return self.root / key
+
+    def _refuse_links(self, folder: Path) -> None:
+        """The whole store may be a link; an entry that is one, or has one in it, could be any file of the machine."""
+        for path in (folder, *(folder / name for name in (WEIGHTS, META, METRICS))):
+            if path.is_symlink():
+                raise StoreError(
+                    f"{path} is a symbolic link to {path.readlink()}: nothing in a store is. Put the files themselves "
+                    "there, or delete the link; the network is then trained again."
+                )
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -133,11 +152,6 @@ def recipe_key(recipe: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_weights(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
     """Write a network's state to a safetensors file that also says what the network expects and answers."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
@@ -147,14 +161,20 @@ def save_weights(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
     mode = temporary.stat().st_mode  # as any other file's here; the library's own would keep colleagues out
     save_file(state, temporary, metadata=described)
     temporary.chmod(mode)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # a checkpoint may be removed once this is here
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises `StoreError` if it is missing, cut off or no safetensors file."""
     try:
+        read_header(path)
         return load_file(path)
     except FileNotFoundError as error:
         raise StoreError(f"There is no file {path}.") from error
+    except StoreError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged or no safetensors file: {error}.") from error

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from kd import build
+from kd.checkpoints import CheckedIO
 from kd.data import DistillationData
 from kd.distiller import Distiller
 from kd.global_norm import layer_sync
@@ -16,11 +18,12 @@ from kd.schema import TrainerConfig
 from kd.types import Batch
 
 
-def devices(settings: TrainerConfig, team: Team, module: Distiller, data: DistillationData) -> dict[str, Any]:
+def devices(settings: TrainerConfig, team: Team, module: L.LightningModule, data: DistillationData) -> dict[str, Any]:
     """Return a Trainer's arguments. Of several processes all must call this: it waits until they are connected."""
     if team.size == 1:
         own = {"accelerator": settings.accelerator, "devices": own_device(settings)}
-        return {**own, "plugins": [LightningEnvironment()]}  # not SLURM's: one process is one run
+        return {**own, "plugins": [LightningEnvironment(), CheckedIO()]}  # not SLURM's: one process is one run
+    assert isinstance(module, Distiller), "students that train together have one process"
     device = build.device(settings)
     team.meet(device)
     return {
@@ -31,7 +34,7 @@ def devices(settings: TrainerConfig, team: Team, module: Distiller, data: Distil
             broadcast_buffers=False,  # every process has the same, batch norms' among them
             find_unused_parameters=leaves_parameters_unused(module, data),
         ),
-        "plugins": [TorchElasticEnvironment(), layer_sync(device)],
+        "plugins": [TorchElasticEnvironment(), layer_sync(device), CheckedIO()],
     }
 
 

@@ -1,8 +1,8 @@
-"""Upload to Weights & Biases what ran offline (logger=wandb without a login or a network).
+"""Upload to Weights & Biases what ran offline (logger=wandb without a login or a network), or was not taken whole.
 
-Finds the offline runs below run folders and hands those that are complete to W&B's own `wandb sync`, which marks what
-it has uploaded; the same command again uploads the rest. A run that was cut off is complete once the same kd.run
-command has continued it; --unfinished uploads it as it is.
+Finds the offline runs below run folders, and those whose server went away before their end, and hands those that are
+complete to W&B's own `wandb sync`, which marks what it has uploaded; the same command again uploads the rest. A run
+that was cut off is complete once the same kd.run command has continued it; --unfinished uploads it as it is.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from kd.errors import ConfigError, UserError
 from kd.tracking import server
 
-WANDB, COMPLETE, SYNCED = "wandb", "complete", "*.wandb.synced"
+WANDB, COMPLETE, UNSENT, SYNCED = "wandb", "complete", "unsent", "*.wandb.synced"
 BATCH = 20  # runs that one `wandb sync` uploads: it takes seconds to start
 SAID_LINES = 12  # of what it said that are shown, the last ones
 FAILED = 6
@@ -129,8 +129,13 @@ def _offline_runs(folder: Path) -> Iterator[Path]:
     """The W&B folders of offline runs at or below a folder; nothing below a `wandb` folder but they is looked at."""
     for place, below, _ in os.walk(folder):
         if Path(place).name == WANDB:
-            yield from (Path(place) / name for name in below if name.startswith("offline-run-"))
+            runs = [Path(place) / name for name in below]
+            yield from (run for run in runs if run.name.startswith("offline-run-") or _is_unsent(run))
             below.clear()
+
+
+def _is_unsent(run: Path) -> bool:
+    return not run.is_symlink() and (run / UNSENT).exists()  # W&B has a link to its latest run
 
 
 def _state(run: Path, unfinished: bool) -> str:
@@ -147,7 +152,7 @@ def _wandb() -> list[str]:
 def _sync(command: list[str], runs: list[Path], seconds: float) -> tuple[bool, str]:
     """Run `wandb sync`; return whether it crashed, and its words. Its process group is ended when its time is over."""
     process = subprocess.Popen(
-        [*command, "sync", *map(str, runs)],
+        [*command, "sync", "--include-online", *map(str, runs)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,16 +6,19 @@ checkpoint.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd.check import number
 from kd.errors import ConfigError
+from kd.frozen import for_inference, takes_channels_last
 from kd.losses.virtual import virtual_teacher_logits
 from kd.nets.quantized import MovingRange
+from kd.seals import Seals
 from kd.taps import Tapped
 from kd.types import Batch, Output
 
@@ -27,6 +30,8 @@ class Teacher(ABC):
 
     #: the networks whose forward passes the soft targets cost
     networks: Sequence[nn.Module] = ()
+    #: whether it learns while it teaches
+    learns = False
 
     def __call__(self, batch: Batch) -> Output | None:
         """The teacher's output for a batch, without gradient; None if there is no teacher."""
@@ -45,11 +50,36 @@ class Teacher(ABC):
             network.to(device)
         return self
 
+    def hurry(self, image: Tensor) -> bool:
+        """Called at the start of a training with its first images: get ready to do the same for many.
+
+        Returns whether they may be laid out as (B, H, W, C) in memory.
+        """
+        return all(takes_channels_last(network, image[:2]) for network in self.networks)
+
+    @cached_property
+    def seals(self) -> Seals:
+        return Seals()
+
+    def seal(self) -> None:
+        """Take the fingerprints of the networks that must not change from now on."""
+        if not self.learns:
+            self.seals.take(self.networks)
+
     def start(self, student: Tapped) -> None:
         """Called once with the student as it is before its first step."""
 
     def update(self, student: Tapped) -> None:
         """Called after every optimiser step of the student."""
+
+    def begin_epoch(self, epoch: int, *, channels_last: bool) -> None:
+        """Called before the first step of every epoch, counted from 0, in the precision of the steps.
+
+        channels_last: whether the student lets images be laid out as (B, H, W, C) in memory.
+        """
+
+    def end_epoch(self) -> None:
+        """Called after the last step of every epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beyond the student; empty for a teacher that does not change."""
@@ -71,13 +101,22 @@ class Frozen(Teacher):
     def __init__(self, network: Tapped) -> None:
         self.network = freeze(network)
         self.networks = (self.network,)
+        self._fast: Tapped | None = None
+
+    def hurry(self, image: Tensor) -> bool:
+        if self.network.names:
+            return super().hurry(image)
+        self._fast = for_inference(self.network, image[:2])
+        self.seals.take([self._fast])
+        return takes_channels_last(self._fast, image[:2])
 
     def single(self) -> nn.Module:
         return self.network.network
 
     def output(self, batch: Batch) -> Output:
-        assert not self.network.training, "a frozen teacher must stay in eval mode"
-        result: Output = self.network(batch.image)
+        network = self._fast or self.network
+        assert not network.training, "a frozen teacher must stay in eval mode"
+        result: Output = network(batch.image)
         return result
 
 
@@ -88,16 +127,25 @@ class Ensemble(Teacher):
     """
 
     def __init__(self, members: Sequence[Tapped]) -> None:
-        self.networks = tuple(freeze(member) for member in members)
+        self.networks: tuple[Tapped, ...] = tuple(freeze(member) for member in members)
+        self._fast: tuple[Tapped, ...] = ()
+
+    def hurry(self, image: Tensor) -> bool:
+        self._fast = tuple(for_inference(member, image[:2]) for member in self.networks)
+        self.seals.take(self._fast)
+        return all(takes_channels_last(member, image[:2]) for member in self._fast)
 
     def output(self, batch: Batch) -> Output:
-        log_probabilities = [torch.log_softmax(member(batch.image).logits.float(), 1) for member in self.networks]
+        members = self._fast or self.networks
+        log_probabilities = [torch.log_softmax(member(batch.image).logits.float(), 1) for member in members]
         stacked = torch.stack(log_probabilities)
         return Output(torch.logsumexp(stacked, 0) - torch.log(torch.tensor(float(len(stacked)))), {})
 
 
 class Ema(Teacher):
     """The exponential moving average of the student's weights and batch-norm statistics (1703.01780, equation 1)."""
+
+    learns = True
 
     def __init__(self, decay: float) -> None:
         self.decay = number("teacher.decay", decay, low=0, high=1)
@@ -119,6 +167,13 @@ class Ema(Teacher):
             self.networks = (self.average,)
         self.average.n_averaged.zero_()
         self.average.update_parameters(student)  # the first call copies
+
+    def to(self, device: torch.device) -> Self:
+        super().to(device)
+        assert self.average is not None
+        # asked at every step whether it is 0: on a GPU every step would wait for the answer
+        self.average.n_averaged = self.average.n_averaged.cpu()
+        return self
 
     def output(self, batch: Batch) -> Output:
         assert self.average is not None, "Ema.start comes before the first batch"

@@ -1,37 +1,38 @@
 """Find a network in the store, or train it with Lightning and put it there."""
 
-import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch import nn
 
-from kd import build
-from kd.callbacks import KeepBest, OwnSignals, SaveEpoch, ShowProgress, Speed
+from kd import build, checkpoints
+from kd.cached_teacher import Cached
+from kd.callbacks import KeepBest, ShowProgress, Speed, WarnAtChance
+from kd.checkpoints import Found
 from kd.curves import TidyCsv, read_metrics
-from kd.data import DistillationData
+from kd.data import DistillationData, ImageData
 from kd.distiller import Distiller
 from kd.errors import StoreError
-from kd.parallel import ProcessLostError, Team, is_broken_connection
+from kd.fit import fit
+from kd.parallel import Team
 from kd.recipe import Node, Plan, Recipe, TeacherPlan
+from kd.saving import Save, checkpoint_size, refuse_other_calls
 from kd.schema import TrainerConfig
+from kd.seals import Unchanged
+from kd.shared_folder import seen_here
+from kd.signals import Signals
 from kd.store import Entry, Store
-from kd.strategy import devices
 from kd.taps import Tapped
+from kd.teacher_cache import Caching
 from kd.teachers import Ema, Frozen, Teacher
 
 EMA_SUFFIX = "-ema"  # the store entry of the averaged network beside its student's
 TERMS_SUFFIX = "-terms"  # that of what a first stage's terms have learned
-Seen = TypeVar("Seen")
-SHARED_FOLDER_S = 120.0  # until what one machine has written in a shared folder must be seen by another one
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Trainings:
     console: Console
     start_logger: Callable[[Recipe, Sequence[dict[str, str]]], Logger | None]  # given the rows of the curves so far
     team: Team = field(default_factory=Team)
+    cache: str = "auto"  # teacher.cache
+    watchers: Sequence[Callback] = ()  # more callbacks of every training
     _obtained: dict[str, Entry] = field(default_factory=dict)
 
     def obtain(self, recipe: Recipe) -> Entry:
@@ -55,9 +58,13 @@ class Trainings:
             self._obtained[recipe.key] = found or self._train_once(recipe)
         return self._obtained[recipe.key]
 
-    def follow(self, recipe: Recipe, begun: int) -> None:
-        """Train a network, from the epochs already `begun`, together with the process that leads, which stores it."""
-        self._fit(recipe, self._module(recipe)[0], begun)
+    def has_begun(self, recipe: Recipe) -> bool:
+        """Whether a network is in the store, or its training has a checkpoint."""
+        return self.store.get(recipe.key) is not None or checkpoints.begun(self.folder / f"{recipe.key}.ckpt")
+
+    def follow(self, recipe: Recipe, begun: str) -> None:
+        """Train a network, from the checkpoint of SHA-256 `begun`, with the process that leads, which stores it."""
+        self._fit(recipe, self.module(recipe)[0], begun)
 
     def network(self, trained: Entry, role: str) -> nn.Module:
         """Build an entry's network and fill it with its weights."""
@@ -114,32 +121,37 @@ class Trainings:
 
     def _train(self, recipe: Recipe) -> Entry:
         """Train a recipe's network; one of no epochs, a teacher for a control, is stored as it starts."""
-        module, model = self._module(recipe)
+        module, model = self.module(recipe)
         if recipe.epochs == 0:
             self._say(recipe, "untrained")
-            return self._put(recipe, module, self._meta(recipe, model, KeepBest(), Speed()))
+            return self.put(recipe, module, self.meta(recipe, model, KeepBest(), Speed()))
         on = f" on {self.team.size} processes" if self.team.size > 1 else ""
         self._say(recipe, f"training {recipe.epochs} epochs{on}: {module.objective.describe()}")
         best, speed, curves = self._fit(recipe, module)
         best.restore(module)
-        entry = self._put(recipe, module, self._meta(recipe, model, best, speed), curves)
+        entry = self.put(recipe, module, self.meta(recipe, model, best, speed), curves)
         chosen = best.validation()
         told = (
             f", validation accuracy {chosen['accuracy']:.2%} (epoch {entry.meta['selected_epoch']})" if chosen else ""
         )
         self._say(recipe, f"done in {speed.elapsed_s():,.1f} s{told}")
+        if isinstance(module.teacher, Cached) and (summary := module.teacher.summary(speed.elapsed_s())):
+            self._say(recipe, summary)
         curves.unlink()
         checkpoint = curves.with_suffix(".ckpt")
         if recipe.label == "student":
             checkpoint.replace(self.folder / "student.ckpt")
-        else:
-            checkpoint.unlink()  # the weights are in the store
+        checkpoints.remove(checkpoint)  # the weights are in the store
         return entry
 
-    def _module(self, recipe: Recipe) -> tuple[Distiller, Node]:
-        """Build what a recipe trains, as it is before the first step, and the configuration of its network."""
+    def module(self, recipe: Recipe, teacher: Teacher | None = None) -> tuple[Distiller, Node]:
+        """Build what a recipe trains, as it is before the first step, and the configuration of its network.
+
+        `teacher`: that of a module that was built for a recipe with the same one.
+        """
         data = self.data.use(recipe.view)
-        teacher = build.teacher_of(recipe, self._members(recipe.teacher), data)
+        shared = teacher
+        teacher = teacher or build.teacher_of(recipe, self._members(recipe.teacher), data)
         student, objective, model = build.student(recipe, data, teacher)
         if recipe.initial:
             self.obtain(recipe.initial).load_into(student.network)
@@ -151,9 +163,14 @@ class Trainings:
                 )
             objective.carry_over(learned.weights())
         optimizer, schedule = build.optimizer_and_schedule(recipe)
+        if shared is None:
+            caching = Caching(self.cache, self.store.root)
+            teacher = caching.around(teacher, recipe, data, lambda text: self._say(recipe, text))
         module = Distiller(
             recipe.view.arm, student, teacher, objective, optimizer, schedule,
-            seed=recipe.seed, compiled=self.settings.compile,
+            seed=recipe.seed, gradient_clip_val=recipe.gradient_clip_val, image_shape=data.image_shape,
+            step_images=data.images_per_step(), compiling=self.settings.compile,
+            say=lambda text: self._say(recipe, text),
         )  # fmt: skip
         return module, model
 
@@ -162,9 +179,9 @@ class Trainings:
         if self.team.leads:
             return self.store.get(key)
         what = f"{self.store.root} does not have {key}: store.root"
-        return _seen_here(lambda: self.store.get(key), lambda found: found is not None, what)
+        return seen_here(lambda: self.store.get(key), lambda found: found is not None, what)
 
-    def _meta(self, recipe: Recipe, model: Node, best: KeepBest, speed: Speed) -> dict[str, Any]:
+    def meta(self, recipe: Recipe, model: Node, best: KeepBest, speed: Speed) -> dict[str, Any]:
         """What the store says about a trained network; the time of a first stage counts."""
         return {
             "recipe": recipe.content,
@@ -180,7 +197,7 @@ class Trainings:
             "images_per_s": speed.images_per_s(),
         }
 
-    def _put(self, recipe: Recipe, module: Distiller, meta: dict[str, Any], curves: Path | None = None) -> Entry:
+    def put(self, recipe: Recipe, module: Distiller, meta: dict[str, Any], curves: Path | None = None) -> Entry:
         """Store the trained network; before it, so that none is missing, what belongs beside it."""
         delivered = module.objective.delivered()
         if isinstance(module.teacher, Ema):
@@ -191,82 +208,52 @@ class Trainings:
             self.store.put(recipe.key + TERMS_SUFFIX, module.objective.terms, meta)
         return self.store.put(recipe.key, module.student.network, {**meta, "delivered": list(delivered)}, curves)
 
-    def _fit(self, recipe: Recipe, module: Distiller, begun: int | None = None) -> tuple[KeepBest, Speed, Path]:
-        """Train, from the last whole epoch if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""
+    def _fit(self, recipe: Recipe, module: Distiller, begun: str | None = None) -> tuple[KeepBest, Speed, Path]:
+        """Train, from the last checkpoint if an earlier run was cut off. Raises KeyboardInterrupt on Ctrl-C."""
         checkpoint = self.folder / f"{recipe.key}.ckpt"
         curves = TidyCsv(self.folder / f"{recipe.key}.csv", recipe.label)
-        resumed = _epochs_done(checkpoint) if begun is None else _epochs_agreed(checkpoint, begun)
+        if begun is None:
+            found = checkpoints.find(checkpoint, say=lambda text: self._say(recipe, text))
+        else:
+            found = _agreed(checkpoint, begun) if begun else None
         best, speed = KeepBest(), Speed()
-        callbacks: list[Callback] = [best, speed, SaveEpoch(checkpoint)]
-        if self.team.size > 1:
-            callbacks.append(OwnSignals())
+        save = Save(
+            checkpoint, self.settings.checkpoint_minutes, Signals(),
+            within_epochs=isinstance(self.data, ImageData), steps_per_call=self.settings.steps_per_call,
+        )  # fmt: skip
+        callbacks: list[Callback] = [best, speed, Unchanged(), *self.watchers]
+        if found and isinstance(self.data, ImageData):
+            self.data.begin_at(found.epochs, found.batches)
         loggers: list[Logger | None] = []
         if self.team.leads:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if resumed:
-                self._say(recipe, f"continuing after epoch {resumed} of {recipe.epochs}")
-            curves.resume(resumed)
+            if found:
+                refuse_other_calls(found, self.settings.steps_per_call)
+                self._say(recipe, f"continuing after {found.describe(recipe.epochs)}")
+            else:
+                checkpoints.refuse_full_disk(self.folder, checkpoint_size(module))
+            curves.resume(found.epochs if found else 0)
             loggers = [curves, self.start_logger(recipe, read_metrics(curves.path))]
+            if images := self.data.counts()["val"]:
+                callbacks.append(WarnAtChance(lambda text: self._say(recipe, text), self.data.num_classes, images))
             callbacks.append(ShowProgress(self.console, recipe.label, speed))
-            self.team.announce({"network": recipe.key, "folder": str(self.folder), "begun": resumed})
-        trainer = L.Trainer(
-            max_epochs=recipe.epochs,
-            **devices(self.settings, self.team, module, self.data),
-            precision=recipe.precision,  # type: ignore[arg-type]
-            gradient_clip_val=recipe.gradient_clip_val,
-            deterministic=self.settings.deterministic,
-            logger=[logger for logger in loggers if logger is not None],
-            callbacks=callbacks,
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            limit_val_batches=None if self.data.counts()["val"] and not recipe.is_initial else 0,
-            enable_checkpointing=True,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        try:
-            trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint if resumed else None, weights_only=True)
-        except SystemExit as left:
-            if left.code == 1:  # what Lightning makes of Ctrl-C
-                raise KeyboardInterrupt from None
-            raise
-        except RuntimeError as error:
-            if self.team.size > 1 and is_broken_connection(error):
-                raise ProcessLostError(
-                    "Another process of this run has ended. The same command continues the run."
-                ) from error
-            raise
+            self.team.announce(
+                {"network": recipe.key, "folder": str(self.folder), "begun": found.digest if found else ""}
+            )
+        fit(
+            module, recipe, self.data, self.settings, self.team,
+            callbacks=callbacks, loggers=[logger for logger in loggers if logger is not None],
+            save=save, checkpoint=found.path if found else None,
+        )  # fmt: skip
         return best, speed, curves.path
 
     def _say(self, recipe: Recipe, text: str) -> None:
         self.console.print(f"{recipe.label}  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _epochs_done(checkpoint: Path) -> int:
-    """How many whole epochs a checkpoint holds; 0 if there is none. Raises `StoreError` if it cannot be read."""
-    if not checkpoint.is_file():
-        return 0
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
-    except Exception as error:  # a damaged file fails in as many ways as it can be damaged
-        raise StoreError(f"{checkpoint} is damaged ({str(error).splitlines()[0]}). Delete it to start anew.") from error
-
-
-def _epochs_agreed(checkpoint: Path, begun: int) -> int:
-    """How many epochs a checkpoint holds, as the leading process has told. Raises `StoreError` if it is not seen."""
-    what = f"{checkpoint} does not hold the {begun} epochs that have been trained: the run folder"
-    return _seen_here(lambda: _epochs_done(checkpoint), lambda found: found == begun, what)
-
-
-def _seen_here(look: Callable[[], Seen], is_right: Callable[[Seen], bool], what: str) -> Seen:
-    """Wait until this machine sees what the leading process, perhaps on another one, has written. Or `StoreError`."""
-    waited_until = time.monotonic() + SHARED_FOLDER_S
-    while not is_right(found := look()):
-        if time.monotonic() > waited_until:
-            raise StoreError(
-                f"On {socket.gethostname()} {what} must be a folder that all machines share, and the first process of "
-                "this run sees it otherwise."
-            )
-        time.sleep(0.5)
+def _agreed(checkpoint: Path, digest: str) -> Found:
+    """The checkpoint that the leading process goes on from. Raises `StoreError` if it is not seen here."""
+    what = f"{checkpoint} is not the checkpoint that the training goes on from: the run folder"
+    found = seen_here(lambda: checkpoints.holding(checkpoint, digest), lambda one: one is not None, what)
+    assert found is not None
     return found

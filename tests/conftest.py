@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+os.environ["KD_TRUST"] = "tests"  # classes of tests stand for a user's own
 os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: threads that share a core with others mostly wait for them
 
 import pytest

@@ -59,6 +59,10 @@ def refuse(tmp_path, monkeypatch, capsys):
         (["method=fitnets", "method.initial.epochs=0"], ["method.initial.epochs", "0"]),
         (["optim.optimizer.lr=-1"], ["optim.optimizer", "-1"]),
         (["optim/schedule=cosine", "optim.schedule.warmup_epochs=2"], ["warmup_epochs", "2"]),
+        (
+            ["optim.optimizer._target_=torch.optim.LBFGS", "~optim.optimizer.weight_decay", "~optim.optimizer.fused"],
+            ["LBFGS", "several times in a step", "optim=adamw"],
+        ),
         (["trainer.accelerator=tpu"], ["trainer.accelerator=tpu"]),
         (["teacher.correct_probability=0.05", "teacher=virtual"], ["0.05"]),
     ],

@@ -11,6 +11,12 @@ ROOT = Path(__file__).parents[1]
 # the whole command, and what its message must say
 CHEAP = [
     (["method.temprature=3"], 2, ["'method.temprature'", "Did you mean 'method.temperature'"]),
+    (["metod.temperature=4"], 2, ["Unknown key 'metod'", "Did you mean 'method'", "Known keys"]),
+    (
+        ["method.terms.hint.student=layer1"],
+        2,
+        ["Unknown key 'method.terms.hint'", "Known keys of method.terms: ce, kd"],
+    ),
     (["+foo=1"], 2, ["Unknown key 'foo'", "Known keys"]),
     (["+method.foo=1"], 2, ["Unknown key 'method.foo'", "alpha, beta"]),
     (["method.temperature=hot"], 2, ["'hot'", "method.temperature", "Float"]),
@@ -25,7 +31,12 @@ CHEAP = [
     (["data.omit_from=[pupil]"], 2, ["'pupil'", "baseline, student, teacher"]),
     (["teacher=checkpoint"], 2, ["teacher.path"]),
     (["teacher.generations=2"], 2, ["teacher=self"]),
-    (["teacher.cache=only"], 2, ["teacher.cache"]),
+    (
+        ["teacher=virtual", "teacher.cache=only"],
+        2,
+        ["teacher.cache=only", "teacher=virtual", "no network", "auto or off"],
+    ),
+    (["teacher.cache=on"], 2, ["teacher.cache", "auto, off, only"]),
     (["trainer.devices=2"], 2, ["`trainer.devices`", "one device"]),
     (["trainer.precision=8"], 2, ["trainer.precision", "bf16-mixed"]),
     (["logger.kind=tensorbord"], 2, ["logger", "wandb"]),

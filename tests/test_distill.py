@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd import distill, method_config
-from kd.errors import ConfigError
+from kd.errors import ConfigError, NumericError
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 ROLES = {"embedding": "flatten", "stages": ["stage1.1", "stage2.1"], "preactivations": ["stage1.0", "stage2.0"]}
@@ -164,6 +164,20 @@ def test_layers_that_are_frozen_stay_so():
     assert student[1].running_mean.equal(before)
 
 
+def test_inputs_need_not_be_images():
+    images, labels = torch.randn(64, 20), torch.randint(0, 3, (64,))
+    rows = DataLoader(TensorDataset(images, labels), batch_size=16)
+    assert distill(nn.Linear(20, 3), nn.Linear(20, 3), rows, epochs=1).history[0]["train/loss"] > 0
+
+
+def test_a_student_is_left_as_it_was_laid_out_when_a_training_fails():
+    train = DataLoader(TensorDataset(torch.full((8, 1, 8, 8), torch.inf), torch.zeros(8, dtype=torch.int64)), 4)
+    student = Small(4)
+    with pytest.raises(NumericError):
+        distill(student, Small(4), train, epochs=1)
+    assert all(parameter.is_contiguous() for parameter in student.parameters())
+
+
 def test_losses_fall():
     train, _, _ = loaders()
     torch.manual_seed(0)
@@ -193,6 +207,7 @@ def test_losses_fall():
         ({"method": method_config("kd") | {"temprature": 9.0}}, "Did you mean 'temperature'"),
         ({"method": method_config("fitnets") | {"initial": {"epochs": 2}}}, "method.initial.terms"),
         ({"seed": "a"}, "seed"),
+        ({"optimizer": torch.optim.LBFGS}, "several times in a step"),
         ({"student": Small(4).requires_grad_(False)}, "nothing would be trained"),
         ({"method": "rkd", "student_layers": {"embedding": 3}, "teacher_layers": ROLES}, "embedding"),
         ({"method": "mutual", "teacher": Parametric()}, "reset_parameters"),

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks import performance, performance_page, precision
 from benchmarks.methods import DATA, METHODS, PAGE, render
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +16,13 @@ def test_the_table_of_methods_is_generated_and_whole():
         "run `python -m benchmarks.methods cost` and `... accuracy`"
     )
     assert PAGE.read_text(encoding="utf-8") == render(content), "run `python -m benchmarks.methods`"
+
+
+def test_the_page_of_speed_is_generated():
+    content, precisions = (json.loads(path.read_text(encoding="utf-8")) for path in (performance.DATA, precision.DATA))
+    assert performance.PAGE.read_text(encoding="utf-8") == performance_page.render(content, precisions), (
+        "run `python -m benchmarks.performance page`"
+    )
 
 
 def test_every_method_trained_better_than_chance():
@@ -29,3 +37,12 @@ def test_links_and_named_files_exist():
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
         for name in re.findall(r"`((?:conf|kd|docs|tests)/[\w/.]+\.\w+)`", text):
             assert (ROOT / name).exists() or "NAME" in name, (page, name)
+
+
+def test_the_figures_of_the_long_trials_are_those_that_were_recorded():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    soak, fuzz = (json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8")) for name in ("soak", "fuzz"))
+    counts = ("kills", "resumes", "resumes_within_an_epoch", "runs", "bit_identical", "corrupt_files", "lost_results")
+    told = [int(value.replace(",", "")) for value in re.findall(r"\| ([\d,]+) \|$", page, re.MULTILINE)]
+    fuzzed = [one[count] for one in (fuzz, fuzz["guided"]) for count in ("inputs", "other_errors")]
+    assert told == [*(soak[count] for count in counts), *fuzzed]

@@ -5,15 +5,12 @@ import inspect
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
-from omegaconf import open_dict
 
 from kd import claims, cli
 from kd.nets.cost import parameters
-from kd.schema import RunConfig, check
+from kd.rules import check
+from kd.schema import RunConfig
 
 CONF = cli.conf_dir()
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if not path.stem.startswith("_"))
@@ -131,14 +128,7 @@ PAIRS = {
 def configured(*arguments: str) -> RunConfig:
     """The checked configuration of `experiment=` and more."""
     experiment, *overrides = arguments
-    GlobalHydra.instance().clear()
-    cli.register_schema()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("run", overrides=[f"experiment={experiment}", *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    with open_dict(composed):
-        del composed["hydra"]
-    return check(composed)
+    return check(cli.compose([f"experiment={experiment}", *overrides]))
 
 
 def size(model: dict, mnist: bool) -> int:

@@ -129,9 +129,13 @@ def test_data_that_are_not_normalised_here(tmp_path):
 # --- what does not ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["absent.pt", "absent.safetensors", "."])
+@pytest.mark.parametrize("name", ["absent.pt", "absent.safetensors"])
 def test_missing(tmp_path, name):
     refused(tmp_path / name, "teacher.path", "no such file")
+
+
+def test_a_folder(tmp_path):
+    refused(tmp_path, "teacher.path", "is a folder", str(tmp_path / "student.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

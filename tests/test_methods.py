@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from kd import method_config
-from kd.callbacks import SaveEpoch
 from kd.losses.schedule import weight_schedule
 from kd.losses.srrl import SRRL
+from kd.saving import Save
 from kd.teachers import Frozen
 from tests.commands import QUICK, SMALL_CNNS, Command
 
@@ -226,13 +226,13 @@ def test_a_cut_off_training_ends_bit_identical(command, method, monkeypatch, tmp
     """Projectors, memories, peers and stages are in the checkpoint. Cut off after every epoch in turn."""
     arguments = (*QUICK, *SMALL_CNNS, f"method={method}", "trainer.max_epochs=3")
     whole = command.quick(*arguments, "store.root=whole")
-    save = SaveEpoch.on_train_epoch_end
+    save = Save.on_train_epoch_end
 
     def save_and_stop(callback, trainer, module):
         save(callback, trainer, module)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SaveEpoch, "on_train_epoch_end", save_and_stop)
+    monkeypatch.setattr(Save, "on_train_epoch_end", save_and_stop)
     for _ in range(20):  # each command trains one epoch more, until all networks are done
         done = command(*arguments, "store.root=parts", "force=true")
         if done.status == 0:

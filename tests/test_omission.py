@@ -126,7 +126,7 @@ def test_no_omitted_image_reaches_a_batch_that_an_arm_learns_or_is_selected_by(
 ):
     """Every batch of every training and validation step is looked at, and the labels that the losses see."""
     seen: dict[tuple[str, str], set[int]] = {}
-    for step in ("training_step", "validation_step"):
+    for step in ("step", "validation_step"):
         original = getattr(Distiller, step)
 
         def spied(module, batch, *rest, original=original, step=step):

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd import build, folder, launch, parallel, train
+from kd import build, checkpoints, folder, launch, parallel, shared_folder, train
 from kd.curves import read_metrics
 from kd.dry_run import dry_run
 from kd.errors import ConfigError, StoreError
 from kd.global_norm import GlobalNorms, refuse_unknown_norms
 from kd.recipe import plan
-from tests.commands import QUICK, Command, configured
+from tests.commands import QUICK, Command, configured, started, wait_for
 from tests.sweep import cluster
 from tests.two_processes import CASES, train_all
 
@@ -40,23 +40,11 @@ def alone(monkeypatch):
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "kd.run", *LONG, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    return started(folder, *LONG, *arguments)
 
 
 def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    started = time.monotonic()
-    while not list(folder.glob("outputs/digits_kd/*/checkpoints/*.ckpt")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() - started < 240
-        time.sleep(0.01)
+    wait_for(process, lambda: list(folder.glob("outputs/digits_kd/*/checkpoints/*.ckpt")))
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -181,6 +169,7 @@ def test_a_signal_ends_all_processes_with_one_message(tmp_path, sign, word):
     process.send_signal(sign)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + sign
+    errors = errors.removeprefix("Saving; Ctrl-C again leaves at once.\n")  # unless it was saved already
     assert errors == f"{word}. The same command continues the run.\n"
     assert not any(is_alive(pid) for pid in started)
 
@@ -403,10 +392,14 @@ def test_a_global_norm_is_a_batch_norm_and_gives_way_to_it_again(momentum, affin
 
 def test_processes_begin_at_the_same_epoch_or_not_at_all(tmp_path, monkeypatch):
     """Another machine may still see the checkpoint before the last one, or none."""
-    monkeypatch.setattr(train, "SHARED_FOLDER_S", 0.0)
+    monkeypatch.setattr(shared_folder, "PATIENCE_S", 0.0)
     checkpoint = tmp_path / "network.ckpt"
-    assert train._epochs_agreed(checkpoint, 0) == 0
-    torch.save({"epoch": 3}, checkpoint)
-    assert train._epochs_agreed(checkpoint, 4) == 4
-    with pytest.raises(StoreError, match="does not hold the 5 epochs that have been trained: the run folder must be"):
-        train._epochs_agreed(checkpoint, 5)
+    for epoch in (3, 4):
+        checkpoints.CheckedIO().save_checkpoint({"epoch": epoch - 1}, checkpoint)
+    for told in (checkpoint, checkpoints.previous(checkpoint)):
+        found = checkpoints.read_position(told)
+        assert train._agreed(checkpoint, found.digest) == found
+    with pytest.raises(
+        StoreError, match="is not the checkpoint that the training goes on from: the run folder must be"
+    ):
+        train._agreed(checkpoint, "0" * 64)

@@ -313,6 +313,9 @@ def test_command_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFi
     for folder in (tmp_path / "run", tmp_path / "nowhere"):
         assert main([str(folder)]) == 2
         assert str(folder) in capsys.readouterr().err
+    fake_run(tmp_path / "done", digits())
+    assert main([str(tmp_path / "run"), str(tmp_path / "done"), "--out", str(tmp_path / "page.html")]) == 0
+    assert f"Left out, it holds no finished run: {tmp_path / 'run'}" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no finished run"):
         write_page([tmp_path / "run"], tmp_path / "report.html")
     with pytest.raises(ConfigError, match="at least one"):

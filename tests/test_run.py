@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from kd import folder as folders
 from kd.locks import owned
 from tests.commands import QUICK, SMALL_CNNS, Command
 
@@ -88,9 +89,32 @@ def test_the_same_command_again_trains_nothing(command, monkeypatch):
 
 def test_force_trains_in_a_folder_of_its_own(command):
     first = command.quick()
-    forced = command.quick("force=true")
-    assert forced.name == f"{first.name}-2"
+    done = command(*QUICK, "force=true")
+    assert done.status == 0, done.err
+    forced = first.with_name(f"{first.name}-2")
+    assert f"page: {forced.relative_to(command.folder)}" in done.out
+    for arm in ("teacher", "baseline", "student"):
+        assert f"{arm}  training" in done.out
+    assert "found in" not in done.out
+    assert f"force=true: trained anew, into {forced.relative_to(command.folder)}/store" in done.out
+    assert same_weights(first, forced)
     assert (first / "result.json").is_file()
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_shown(command, monkeypatch):
+    folder = command.quick()
+    before = (folder / "result.json").read_bytes()
+    monkeypatch.setattr("kd.folder.finished", late(folders.finished))
+    done = command(*QUICK)
+    assert done.status == 0, done.err
+    assert "Another process has just finished this run." in done.out and "test accuracy" in done.out
+    assert (folder / "result.json").read_bytes() == before
+
+
+def late(finished):
+    """What is there is seen at the second look."""
+    looks = []
+    return lambda *given: looks.append(1) or (finished(*given) if len(looks) > 1 else None)
 
 
 def test_another_seed_or_temperature_reuses_the_teacher(command):

@@ -16,9 +16,11 @@ from kd.tracking.wandb import Wandb
 #: writes down what it was given and marks every run but those it is told to fail at
 FAKE = """#!{python}
 import json, os, pathlib, sys, time
+command, option, *runs = sys.argv[1:]
+assert option == "--include-online"
 with open("{log}", "a") as log:
-    log.write(json.dumps(sys.argv[1:]) + "\\n")
-for run in map(pathlib.Path, sys.argv[2:]):
+    log.write(json.dumps([command, *runs]) + "\\n")
+for run in map(pathlib.Path, runs):
     if "crashes" in run.name:
         sys.exit("panic: cannot go on")
     if "hangs" in run.name:

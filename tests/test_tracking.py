@@ -12,8 +12,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from kd.callbacks import SaveEpoch
 from kd.curves import read_metrics
+from kd.saving import Save
 from kd.schema import LoggerConfig
 from kd.tracking import names, server
 from kd.tracking.backend import Run
@@ -21,7 +21,7 @@ from kd.tracking.tracking import Tracking
 from kd.tracking.wandb import Wandb
 from tests.commands import Command, Done
 from tests.dashboards import events, losses, trackio_runs, wandb_records, wandb_summary
-from tests.test_interrupted import cut_off
+from tests.test_interrupted import LONG, cut_off
 
 SHORT = ("trainer.max_epochs=2", "data.train_limit=192", "latency=false")
 KINDS = ("wandb", "trackio", "tensorboard")
@@ -93,7 +93,7 @@ def test_the_jobs_of_a_sweep_are_one_group_with_columns_and_all_arms_beside_each
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_was_cut_off_has_every_point_once_and_the_results_of_all_its_arms(command, monkeypatch, kind):
-    save = SaveEpoch.on_train_epoch_end
+    save = Save.on_train_epoch_end
 
     def cut(self, trainer, module):
         if module.arm == "student" and trainer.current_epoch == 2:
@@ -102,7 +102,7 @@ def test_a_run_that_was_cut_off_has_every_point_once_and_the_results_of_all_its_
 
     arguments = (*SHORT, "trainer.max_epochs=4", f"logger={kind}", "hydra.run.dir=run")
     with monkeypatch.context() as patch:
-        patch.setattr(SaveEpoch, "on_train_epoch_end", cut)
+        patch.setattr(Save, "on_train_epoch_end", cut)
         assert command(*arguments).status == 130
     assert len(losses(kind, command.folder / "run")["student"]) == 3
     done = succeed(command(*arguments))
@@ -143,7 +143,7 @@ def test_after_kill_9_wandb_has_every_point_once(tmp_path, command):
     assert cut_off(tmp_path, signal.SIGKILL, *arguments)[0] == -signal.SIGKILL
     marker = tmp_path / "outputs/digits_kd/run/wandb/complete"
     assert not marker.exists()
-    done = succeed(command("data.train_limit=320", "data.augment=shift", "student.dropout=0.2", *arguments))
+    done = succeed(command(*LONG, *arguments))
     assert "continuing after epoch" in done.out
     assert losses("wandb", marker.parents[1]) == truth(marker.parents[1])
     assert marker.exists()

@@ -22,7 +22,7 @@ def collect(request: Request) -> list[Evidence]:
     """Sort the finished runs in the folders into audits: one for each configuration, whatever its seeds.
 
     Raises:
-        ConfigError: a folder holds no finished run, or no run with the config.yaml that says what it was.
+        ConfigError: the folders hold no finished run, or no run with the config.yaml that says what it was.
         StoreError: a run's files are damaged.
     """
     groups, notes = _groups([read_run(folder) for folder in find_runs(request.folders)])

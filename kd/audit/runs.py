@@ -20,7 +20,8 @@ from kd.cli import compose
 from kd.errors import ConfigError, DataError, UserError
 from kd.folder import config_hash, find_finished
 from kd.report.read import Run, read_run
-from kd.schema import TEACHERS, ComparisonConfig, RunConfig, check
+from kd.rules import TEACHERS, check
+from kd.schema import ComparisonConfig, RunConfig
 
 #: kinds of teacher that leave a run without a teacher's arm
 NO_TEACHER = ("none", "virtual", "ema")

@@ -9,17 +9,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.cli import compose
-from kd.files import ELSEWHERE
+from kd.files import ELSEWHERE, TRAINER_ELSEWHERE
 
 Settings = dict[str, Any]  # a resolved configuration, as config.yaml holds it
 #: what does not make two audits differ: the runs' seeds, places and words (another teacher.seed is another teacher)
-ASIDE = (*ELSEWHERE, "seed", "data.root", "claim", "trainer.strategy", "trainer.num_nodes")
+ASIDE = (
+    *(*ELSEWHERE, "seed", "data.root", "claim", "teacher.allow_weak"),
+    *(f"trainer.{name}" for name in ("compile", *TRAINER_ELSEWHERE)),
+)
 #: a smaller number at one of these keys makes a shorter experiment (no limit is the longest)
 LENGTHS = ("trainer.max_epochs", "teacher.max_epochs", "method.initial.epochs", "data.train_limit", "data.test_limit")
 VAL = "data.val"  # a larger one leaves fewer images to train on
 #: ways of running the same setup, and seeds: a verdict need not say them
 SAME_SETUP = (
-    *(f"trainer.{name}" for name in ("precision", "threads", "accelerator", "devices", "deterministic", "compile")),
+    *(f"trainer.{name}" for name in ("precision", "threads", "accelerator", "devices", "deterministic")),
     *("teacher.seed", "teacher.cache"),
 )
 TOLD = 3  # settings that a verdict names
@@ -53,6 +56,7 @@ def without_aside(settings: Settings) -> Settings:
         name: value
         for name, value in flat(settings).items()
         if not any(name == aside or name.startswith(f"{aside}.") for aside in ASIDE)
+        and (name, value) != ("fork", None)  # which config.yaml leaves away
     }
 
 

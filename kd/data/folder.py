@@ -12,8 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from kd.check import integer
-from kd.data.base import ImageData, View
+from kd.data.base import View
+from kd.data.images import ImageData
 from kd.data.keyed import WHOLE, BatchShares, Ordered, Share
+from kd.data.views import Views
 from kd.errors import ConfigError, DataError
 from kd.types import Batch
 
@@ -107,7 +109,11 @@ class ImageFolder(ImageData):
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # for the workers' seeds; else each pass would draw one where dropout draws
         )
+
+    def views(self) -> Views:
+        raise ConfigError(f"the images of {self.name} are decoded from their files as they come, not kept in memory")
 
     def identity(self, view: View) -> dict[str, Any]:
         own = {"files": self._digest, "image_size": self.image_size, "channels": self.channels}

@@ -5,8 +5,9 @@ any number of workers or devices, and after any interruption.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -32,10 +33,13 @@ def mix(value: Tensor) -> Tensor:
 
 def draws(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
     """Return `count` independent 32-bit draws for each image: int64 (B, count) in [0, 2^32), on `index`'s device."""
-    key = mix(torch.tensor(seed, device=index.device))
-    key = mix(key + epoch)
-    key = mix(key ^ mix(index))
+    key = mix(mix(index) ^ _epoch_key(seed, epoch))
     return mix(key.unsqueeze(1) + torch.arange(1, count + 1, device=index.device) * 0x9E3779B9)
+
+
+@lru_cache(maxsize=64)
+def _epoch_key(seed: int, epoch: int) -> int:
+    return int(mix(mix(torch.tensor(seed)) + epoch))  # on the CPU: a tensor sent to a GPU would be waited for
 
 
 def below(draw: Tensor, limit: int | Tensor) -> Tensor:
@@ -72,6 +76,17 @@ class KeyedSampler(Sampler[int]):
         self.rows = rows
         self.seed = seed
         self.epoch = 0
+        self._begun = (0, 0)
+
+    def begin_at(self, epoch: int, batches: int) -> None:
+        """Of this one epoch so many batches were trained on before a cut: they do not come again."""
+        self.epoch = epoch
+        self._begun = (epoch, batches)
+
+    @property
+    def done(self) -> int:
+        epoch, batches = self._begun
+        return batches if epoch == self.epoch else 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -89,11 +104,19 @@ class KeyedSampler(Sampler[int]):
 
 
 class Ordered(Protocol):
-    """Rows in an order, as samplers here have them."""
+    """Rows in an order, as samplers here have them; the first `done` batches of it are left out."""
+
+    @property
+    def done(self) -> int: ...
 
     def order(self) -> Tensor: ...
 
     def __len__(self) -> int: ...
+
+
+def batches(sampler: Ordered, size: int, device: torch.device | None = None) -> Sequence[Tensor]:
+    """The rows of each batch that is still to come, of a sampler's order, moved to a device at once."""
+    return torch.split(sampler.order().to(device), size)[sampler.done :]
 
 
 class BatchShares(Sampler[list[int]]):
@@ -108,5 +131,5 @@ class BatchShares(Sampler[list[int]]):
         return math.ceil(len(self.sampler) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for rows in torch.split(self.sampler.order(), self.batch_size):
+        for rows in batches(self.sampler, self.batch_size):
             yield self.share.of(rows).tolist()

@@ -106,3 +106,9 @@ def required(teacher: Output | None) -> Output:
     if teacher is None:
         raise ConfigError("This loss term learns from a teacher, but none was given.")
     return teacher
+
+
+@functools.lru_cache(maxsize=256)
+def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as a tensor (K,), copied to its device once: a copy at every step would make a GPU wait."""
+    return torch.tensor(values, device=device)

@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_class
-
+from kd import trust
 from kd.check import hyper_parameters, integer, nearest, number
 from kd.errors import ConfigError
 from kd.losses.objective import Objective
@@ -119,12 +118,7 @@ def _term(name: str, node: Mapping[str, Any], shared: Mapping[str, float], used:
 
 def _term_class(name: str, target: Any) -> type[Term]:
     """Return the class that a node's `_target_` names."""
-    if not isinstance(target, str):
-        raise ConfigError(f"Expected `{name}._target_` to name the class of a loss term, but got {target!r}.")
-    try:
-        cls = get_class(target)
-    except Exception as error:  # whatever importing the user's module raises
-        raise ConfigError(f"Cannot import `{name}._target_`, {target!r}: {error}") from error
-    if not issubclass(cls, Term) or inspect.isabstract(cls):
+    cls = trust.resolve(name, target)
+    if not (inspect.isclass(cls) and issubclass(cls, Term)) or inspect.isabstract(cls):
         raise ConfigError(f"Expected `{name}._target_` to be a `Term`, but {target!r} is not one.")
     return cls

@@ -1,5 +1,8 @@
 """Cross-entropy with the labels: the baseline's loss, and the hard-target part of most methods."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,3 +45,12 @@ class HardTarget(Term):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         return hard_target_loss(student.logits, batch.target, label_smoothing=self.label_smoothing)
+
+    @classmethod
+    def joint(cls, terms: Sequence[Self], logits: Tensor, teacher: Output | None, batch: Batch) -> Tensor | None:
+        smoothing = {term.label_smoothing for term in terms}
+        if len(smoothing) > 1:
+            return None
+        rows, target = labelled_logits(logits.flatten(0, 1), batch.target.repeat(len(terms)))
+        losses = F.cross_entropy(rows, target, label_smoothing=smoothing.pop(), reduction="none")
+        return losses.view(logits.shape[:2]).mean(1)

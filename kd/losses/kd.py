@@ -1,10 +1,13 @@
 """Knowledge distillation: the student matches the teacher's tempered probabilities."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd.check import number
-from kd.losses._numeric import matched_logits, required
+from kd.losses._numeric import matched_logits, on_device, required
 from kd.losses.term import Term
 from kd.types import Batch, Output
 
@@ -45,3 +48,12 @@ class KD(Term):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         return kd_loss(student.logits, required(teacher).logits, temperature=self.temperature)
+
+    @classmethod
+    def joint(cls, terms: Sequence[Self], logits: Tensor, teacher: Output | None, batch: Batch) -> Tensor | None:
+        temperature = on_device(tuple(term.temperature for term in terms), logits.device).view(-1, 1, 1)
+        rows, targets = matched_logits(logits.flatten(0, 1), required(teacher).logits.repeat(len(terms), 1))
+        log_p_student = F.log_softmax(rows.view(logits.shape) / temperature, dim=2)
+        log_p_teacher = F.log_softmax(targets.view(logits.shape) / temperature, dim=2)
+        divergence = F.kl_div(log_p_student, log_p_teacher, reduction="none", log_target=True).sum((1, 2))
+        return temperature.view(-1) ** 2 * divergence / logits.shape[1]

@@ -70,7 +70,7 @@ class Objective(nn.Module):
         values = {}
         for name, term in self._named_terms():
             values[name] = self._attempt(name, term, student, teacher, batch)
-        weighted = [self._weights[name] * value for name, value in values.items() if self._weights[name] > 0]
+        weighted = [_weigh(self._weights[name], value) for name, value in values.items() if self._weights[name] > 0]
         total = weighted[0]
         for value in weighted[1:]:
             total = total + value
@@ -144,6 +144,11 @@ class Objective(nn.Module):
         """Networks that are delivered beside the student, by name."""
         return {name: network for _, term in self._named_terms() for name, network in term.delivered().items()}
 
+    @property
+    def present_weights(self) -> dict[str, float]:
+        """The terms' weights in the present epoch."""
+        return self._weights
+
     # --- what it needs ----------------------------------------------------------------------------------------------
 
     @property
@@ -204,6 +209,11 @@ class Objective(nn.Module):
 
     def _named_terms(self) -> Iterator[tuple[str, Term]]:
         return ((name, cast(Term, term)) for name, term in self.terms.items())
+
+
+def _weigh(weight: float, value: Tensor) -> Tensor:
+    """The product, of weight 1 the value itself: compiled, `1.0 * value` beside its detached copy lost its gradient."""
+    return value if weight == 1 else weight * value
 
 
 def _format_weight(weight: float) -> str:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -55,6 +55,11 @@ class Term(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """Return the scalar loss of one batch. `teacher` is None only if `needs_teacher` is False."""
+
+    @classmethod
+    def joint(cls, terms: Sequence[Self], logits: Tensor, teacher: Output | None, batch: Batch) -> Tensor | None:
+        """Return K terms' losses (K,) of K students' logits (K, B, C) at once; None: only one by one, by `forward`."""
+        return None
 
     def resolve(self, student: Roles, teacher: Roles) -> None:
         """Turn the roles that the term was given into the names of layers. Called before `build`."""

@@ -62,6 +62,8 @@ def timm_model(
     except ImportError as error:
         raise ConfigError(f"The network {name!r} needs timm: pip install timm") from error
     check.integer("num_classes", num_classes, low=1)
+    if files := sorted({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & set(options)):
+        raise ConfigError(f"`{files[0]}` names a file of weights; weights from a file are read with teacher.path=FILE.")
     channels, height, width = arguments.shape(image_shape)
     architecture = str(name).partition(".")[0]  # "resnet18.a1_in1k" is resnet18 with the weights tagged a1_in1k
     _known("timm", architecture, timm.list_models())

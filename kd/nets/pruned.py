@@ -111,6 +111,6 @@ def advance(
 def kept(weight: Tensor, removed: int) -> Tensor:
     """Return a mask like `weight` that is False for exactly the `removed` smallest magnitudes; of equals, the first."""
     smallest = weight.detach().abs().flatten().argsort(stable=True)[:removed]
-    mask = torch.ones_like(weight, dtype=torch.bool)
-    mask.view(-1)[smallest] = False
-    return mask
+    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask[smallest] = False
+    return mask.view(weight.shape)

@@ -35,7 +35,10 @@ def _hypotheses(run: Run, claimed: dict[str, Any]) -> Html | None:
     said = [_hypothesis(run, one) for one in (claimed.get("comparisons") or {}).values() if not one.get("versus")]
     if not said:
         return None
-    note = "Differences in points. One run shows where a claim points; python -m kd.audit judges it over several seeds."
+    note = (
+        "Differences between arms in points. One run shows where a claim points; python -m kd.audit judges it over "
+        "several seeds."
+    )
     return join([tag("ul", *said, class_="claims"), tag("p", note, class_="note")])
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from kd.files import ELSEWHERE
+from kd.files import ELSEWHERE, TRAINER_ELSEWHERE
 from kd.report.read import Run
 
 #: keys of config.yaml, by block, that name the seed, a place or a way of running: without them, equal means repeated
-ASIDE = {"": ("seed", *ELSEWHERE), "data": ("root",), "trainer": ("strategy", "num_nodes")}
+ASIDE = {"": ("seed", *ELSEWHERE), "data": ("root",), "trainer": TRAINER_ELSEWHERE, "teacher": ("allow_weak",)}
 DIFFERENCES = 3  # settings that a title names
 
 

@@ -49,7 +49,7 @@ def read_examples(path: Path, classes: int) -> list[Example]:
         if content.get("schema") != SCHEMA:
             raise ValueError(f"its schema is {content.get('schema')!r}, this version reads {SCHEMA}")
         return [_example(image, classes) for image in get(content, "images", list)]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, OverflowError, RecursionError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise StoreError(
             f"{path} is damaged: {reason}. Delete it for a page without examples, or the folder and run it again."

@@ -15,15 +15,23 @@ def missing(folders: Iterable[Path]) -> list[str]:
     for folder in folders:
         for path in sorted(folder.rglob(FILE)):
             for job in (read_sweep(path.parent) or {}).get("jobs", []):
-                if not isinstance(job, dict) or (path.parent / str(job.get("name")) / RESULT).is_file():
+                if not isinstance(job, dict) or _is_there(path.parent / str(job.get("name")) / RESULT):
                     continue
                 error = job.get("error")
                 reason = f": {error.get('message')}" if isinstance(error, dict) else ""
-                overrides = job.get("overrides") or [str(job.get("name"))]
+                given = job.get("overrides")
+                overrides = given if given and isinstance(given, list) else [job.get("name")]
                 found[path.parent / str(job.get("name"))] = (
                     f"{in_words(map(str, overrides))}: {job.get('state')}{reason}"
                 )
     return list(found.values())
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def shortened(lines: list[str]) -> list[str]:

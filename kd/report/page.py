@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd.errors import ConfigError
+from kd.files import FULL
 from kd.report import words
 from kd.report.comparison import comparison, run_names
 from kd.report.interactive import STYLE, script_policy, scripts
@@ -36,6 +37,8 @@ def write_page(folders: list[Path], target: Path, without_result: Sequence[str] 
         figures = target.parent / FIGURES
         _write(target, _one(runs[0], figures) if len(runs) == 1 else _several(runs, figures, without_result))
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise ConfigError(f"Cannot write {target}: {error.strerror or error}. Choose another file.") from error
 
 

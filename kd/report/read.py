@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,20 +54,26 @@ class Run:
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """Return the finished runs in and below the folders, in the given order, within a folder by name, each once.
 
+    A folder without any is left out, which standard error says.
+
     Raises:
-        ConfigError: a folder does not exist, or holds no finished run.
+        ConfigError: a folder does not exist, or none of them holds a finished run.
     """
     found: dict[Path, Path] = {}
+    folders, empty = list(folders), []
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"There is no folder {folder}.")
         runs = sorted((path.parent for path in folder.rglob(RESULT) if _is_done(path)), key=_natural)
-        if not runs:
-            raise ConfigError(
-                f"{folder} holds no finished run: neither it nor a folder below has a {RESULT} that says so."
-            )
         for run in runs:
             found.setdefault(run.resolve(), run)
+        if not runs:
+            empty.append(folder)
+    if not found:
+        places = " nor ".join(map(str, folders))
+        raise ConfigError(f"No finished run: neither {places} nor a folder below has a {RESULT} that says so.")
+    for folder in empty:
+        print(f"Left out, it holds no finished run: {folder}", file=sys.stderr)
     return list(found.values())
 
 
@@ -109,7 +116,7 @@ def read_run(folder: Path) -> Run:
             config=_config(folder / CONFIG),
             examples=read_examples(folder / EXAMPLES, *sizes),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, StoreError):
             raise
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -127,6 +134,8 @@ def _check_shown(content: dict[str, Any]) -> None:
         optional(method, key, float)
     optional(content, "wall_s", float)
     optional(content, "versions", dict)
+    if (origin := optional(content, "forked_from", dict)) is not None:
+        get(origin, "folder", str)
     if content.get("claim") is not None:
         blocks = [get(content["claim"], "published", dict), optional(content["claim"], "measured", dict) or {}]
         for block in blocks:
@@ -147,7 +156,7 @@ def _check_omitted(omitted: list[Any], arms: dict[str, Arm]) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}. Delete the folder and run it again.") from error
     if not isinstance(content, dict):
         raise StoreError(f"{path} is damaged: it holds no object. Delete the folder and run it again.")

@@ -7,10 +7,12 @@ from kd.report.read import Run
 
 
 def settings(run: Run) -> list[str]:
-    """Seed and method in short phrases."""
+    """Seed, method and origin in short phrases."""
     shared = {"T": "temperature", "alpha": "alpha", "beta": "beta"}
     given = [f"{word} = {value:g}" for word, key in shared.items() if (value := run.method.get(key)) is not None]
-    return [f"seed {run.seed}", f"method {run.method.get('name')}", *given]
+    origin = run.content.get("forked_from")
+    forked = [] if origin is None else [f"baseline and student start from {origin['folder']}"]
+    return [f"seed {run.seed}", f"method {run.method.get('name')}", *given, *forked]
 
 
 def outcome(run: Run) -> str:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from kd import folder as folders
-from kd.files import write_json
+from kd.files import MARKS, write_json
 from kd.locks import owner
 from kd.sweep.plan import Job
 from kd.sweep.record import FILE, read_sweep
 from kd.sweep.task import DONE, FAILED, Outcome
 
-SCHEMA, MARKS = 1, "running"
+SCHEMA = 1
 PENDING, RUNNING, SKIPPED = "pending", "running", "skipped"
 LEAST_PAUSE_S = 2.0
 SHARE = 0.02  # of the time may go into writing the file, however long it is
@@ -50,10 +50,14 @@ class Record:
 
 
 class Book:
-    """Keeps the records and writes sweep.json: at once at turning points, else seldom enough to stay linear."""
+    """Keeps the records and writes sweep.json: at once at turning points, else seldom enough to stay linear.
 
-    def __init__(self, folder: Path, jobs: Iterable[Job], **about: Any) -> None:
+    With `is_kept` false nothing is written: another process keeps the sweep's file.
+    """
+
+    def __init__(self, folder: Path, jobs: Iterable[Job], is_kept: bool = True, **about: Any) -> None:
         self.folder = folder
+        self.is_kept = is_kept
         self.about = {"schema": SCHEMA, **about, "started": _now(), "driver": owner()}
         self.records: dict[str, Record] = {}
         self.counts: Counter[str] = Counter()
@@ -132,7 +136,7 @@ class Book:
         """Write sweep.json; without a status only if it has not been written for a while. Never raises for a full disk:
         every result is in its own folder."""
         now = time.monotonic()
-        if status is None and now - self._written < self._pause_s:
+        if not self.is_kept or (status is None and now - self._written < self._pause_s):
             return
         running = self.running()
         jobs = [asdict(record) for record in self.records.values()]

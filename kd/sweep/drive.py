@@ -14,9 +14,12 @@ from kd.sweep.rehearsal import rehearse
 from kd.sweep.search import Search
 from kd.sweep.summary import Summary, shown
 from kd.sweep.task import DONE, ELSEWHERE, FAILED, Launcher
+from kd.sweep.together import groups
 from kd.tracking.look import where
 
 PART_FAILED = 6
+SEPARATE = "separate"
+NAMED = 3  # jobs that are named where many are meant
 POLL_S = 1.0
 
 
@@ -56,7 +59,7 @@ def _do(todo: Grid | Search, work: "Work", plans: Plans) -> None:
 
 
 class Work:
-    """The two parts of a sweep's work, in their order."""
+    """The parts of a sweep's work, in their order."""
 
     def __init__(self, folder: Path, launcher: Launcher, book: Book, summary: Summary) -> None:
         self.folder, self.launcher, self.book, self.summary = folder, launcher, book, summary
@@ -64,6 +67,7 @@ class Work:
 
     def do(self, plans: Plans, jobs: list[Job]) -> None:
         self.networks(plans, jobs)
+        self.together(plans, self.book.pending(jobs))
         self.jobs(self.book.pending(jobs))
 
     def networks(self, plans: Plans, jobs: list[Job]) -> None:
@@ -80,6 +84,22 @@ class Work:
                     for job in self.book.pending(needed[outcome.task.name].jobs):
                         self.book.skip(job, f"{outcome.task.name} failed: {outcome.error}")
                 self.book.write()
+
+    def together(self, plans: Plans, jobs: list[Job]) -> None:
+        """With sweep=together, train students in groups; whatever becomes of a group, its jobs follow."""
+        if not jobs or jobs[0].config.sweep == SEPARATE:
+            return
+        found = groups(plans, jobs, self.folder, self.group)
+        for reason, apart in found.apart.items():
+            some = "; ".join(job.words for job in apart[:NAMED]) + ("; ..." if len(apart) > NAMED else "")
+            self.summary.note(f"{len(apart)} students are trained by their jobs ({some}): {reason}")
+        if found.tasks:
+            self.summary.note(f"{found.students} students are trained in {len(found.tasks)} groups first")
+        for outcome in self.launcher.run(found.tasks):
+            self.summary.network(outcome)
+            if outcome.state == FAILED:
+                self.summary.note("  the students of this group are trained by their jobs")
+            self.book.write()
 
     def jobs(self, jobs: list[Job]) -> None:
         """Do the jobs. One that another process is at is looked at again when that process has left it."""

@@ -8,14 +8,15 @@ from rich.console import Console
 from kd import folder as folders
 from kd.errors import ConfigError
 from kd.locks import described, is_owned, read_owner
-from kd.sweep.drive import PART_FAILED, group
+from kd.sweep.book import SKIPPED, Book
+from kd.sweep.drive import PART_FAILED, Work
 from kd.sweep.grid import Grid
 from kd.sweep.networks import Plans, job_task
 from kd.sweep.plan import Arguments, Job
 from kd.sweep.record import FILE
 from kd.sweep.search import Search
-from kd.sweep.summary import shown
-from kd.sweep.task import DONE, FAILED, Launcher, Task
+from kd.sweep.summary import Summary, shown
+from kd.sweep.task import DONE, ELSEWHERE, FAILED, Launcher, Task
 
 
 def join(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console: Console) -> int:
@@ -40,19 +41,20 @@ def join(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console:
             "Wait for it, or take part in it: the same command with join=true."
         )
     console.print(f"Taking part in {shown(folder)}, which {who} drives.", highlight=False, markup=False, soft_wrap=True)
-    plans, name = Plans(), group(folder)
-    hopeless: set[str] = set()  # jobs whose network could not be trained
-    for level in plans.needed(jobs, folder, name):
-        needed = {one.task.name: one for one in level}
-        for outcome in launcher.run([one.task for one in level]):
-            if outcome.state == FAILED:
-                hopeless |= {job.name for job in needed[outcome.task.name].jobs}
-                console.print(f"{outcome.task.name}  failed  {outcome.error}", highlight=False, markup=False)
-    done, failed = 0, len(hopeless)
-    for outcome in launcher.run(_left([job for job in jobs if job.name not in hopeless], folder, name)):
-        done, failed = done + (outcome.state == DONE), failed + (outcome.state == FAILED)
-        console.print(f"{outcome.task.name}  {outcome.state}  {outcome.error}", highlight=False, markup=False)
-    console.print(f"{done} jobs were done here, {failed} failed.", highlight=False)
+    book = Book(folder, jobs, is_kept=False)
+    work = Work(folder, launcher, book, Summary(console, book, launcher.slots()))
+    plans = Plans()
+    work.networks(plans, book.pending(jobs))
+    work.together(plans, book.pending(jobs))
+    by_name = {job.name: job for job in jobs}
+    done = failed = 0
+    for outcome in launcher.run(_left(book.pending(jobs), folder, work.group)):
+        if outcome.state != ELSEWHERE:
+            done, failed = done + (outcome.state == DONE), failed + (outcome.state == FAILED)
+            book.ended(by_name[outcome.task.name], outcome)
+            work.summary.job(by_name[outcome.task.name], outcome)
+    failed += book.counts[SKIPPED]
+    work.summary.note(f"{done} jobs were done here, {failed} failed.")
     return PART_FAILED if failed else 0
 
 

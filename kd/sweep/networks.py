@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from kd.errors import UserError
+from kd.files import CHECKPOINTS, MARKS
 from kd.schema import RunConfig
-from kd.sweep.book import MARKS
 from kd.sweep.plan import Job
 from kd.sweep.task import Task
 
@@ -50,7 +50,7 @@ class Plans:
         from kd.recipe import plan
 
         data = self.data(config)
-        dry_run(plan(config, data), data, processes(config.trainer))
+        dry_run(plan(config, data), data, processes(config.trainer), config.teacher.cache)
 
     def needed(self, jobs: Iterable[Job], folder: Path, group: str) -> list[list[Needed]]:
         """The networks that are not in the store, level by level: teachers and baselines, then what learns of them."""
@@ -75,8 +75,12 @@ class Plans:
         return [[needed for needed in found.values() if needed.level == level] for level in levels]
 
 
+def network_folder(sweep: Path, name: str) -> Path:
+    return sweep / "networks" / name
+
+
 def network_task(job: Job, folder: Path, name: str, label: str, group: str) -> Task:
-    return replace(job_task(job, folder, group), name=name, folder=folder / "networks" / name, network=label,
+    return replace(job_task(job, folder, group), name=name, folder=network_folder(folder, name), network=label,
                    mark=folder / MARKS / f"{name}.json")  # fmt: skip
 
 
@@ -105,8 +109,9 @@ def train_network(task: Task, config: RunConfig, console: Console) -> None:
     recipe = next(recipe for recipe in plan(config, data).recipes() if recipe.label == task.network)
     tracking = Tracking(config, task.folder, task.group)
     trainings = Trainings(
-        data, Store(config.store.root), task.folder / "checkpoints", config.trainer, console, tracking.start, team
-    )
+        data, Store(config.store.root), task.folder / CHECKPOINTS, config.trainer, console, tracking.start, team,
+        cache=config.teacher.cache,
+    )  # fmt: skip
     try:
         trainings.obtain(recipe)
         tracking.finish()

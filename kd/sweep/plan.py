@@ -19,8 +19,9 @@ from kd import cli
 from kd import folder as folders
 from kd.cli import SWEEP_FLAGS, compose, compose_with_hydra, is_override, message
 from kd.errors import ConfigError, UserError
-from kd.files import ELSEWHERE
-from kd.schema import RunConfig, check, check_rules
+from kd.files import ELSEWHERE, OWN_STORE
+from kd.rules import check, check_rules
+from kd.schema import RunConfig
 from kd.sweep.record import in_words
 
 SHOWN = 20  # mistakes that are told one by one
@@ -132,7 +133,11 @@ class Composer:
         config = self._config(overrides)
         digest = folders.config_hash(config)
         folder = self._existing.get(digest) or self.arguments.folder / f"{folders.short(overrides)}-{digest}"
-        return Job(overrides, config, digest, folders.unused(folder) if config.force else folder)
+        if config.force:  # the jobs of one round share their networks
+            own = folders.unused(folder)
+            round_ = own.name.removeprefix(folder.name)
+            config.store.root, folder = str(self.arguments.folder / f"{OWN_STORE}{round_}"), own
+        return Job(overrides, config, digest, folder)
 
     def _config(self, overrides: tuple[str, ...]) -> RunConfig:
         values = [override for override in overrides if _key(override) in self.plain]

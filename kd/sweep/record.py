@@ -11,7 +11,7 @@ FILE = "sweep.json"
 
 def read_sweep(folder: Path) -> dict[str, Any] | None:
     """Return what sweep.json holds; None if there is none that can be read."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if isinstance(content, dict) and isinstance(content.get("jobs"), list):
             return content

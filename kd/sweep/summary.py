@@ -46,7 +46,8 @@ class Summary:
         self._say(text)
 
     def network(self, outcome: Outcome) -> None:
-        self._say(f"{outcome.task.name}  {outcome.state} in {outcome.seconds:,.1f} s  {outcome.error}".rstrip())
+        said = outcome.error or outcome.said
+        self._say(f"{outcome.task.name}  {outcome.state} in {outcome.seconds:,.1f} s  {said}".rstrip())
 
     def job(self, job: Job, outcome: Outcome) -> None:
         """Tell how a job ended, and how far the sweep is."""

@@ -54,16 +54,10 @@ def shell(given: Sequence[str]) -> str:
 
 
 def _launcher(arguments: Arguments) -> Launcher:
-    """Make the launcher that hydra/launcher names. Raises `ConfigError` for one that is not ours."""
+    """Make the launcher that hydra/launcher names: one of ours, or `kd.hydra_guard` has refused it."""
     node = arguments.hydra.launcher
-    target = str(node.get("_target_"))
-    if target.endswith(".BasicLauncher"):
+    if str(node.get("_target_")).endswith(".BasicLauncher"):
         return SerialLauncher()
-    if not target.startswith("kd."):
-        raise ConfigError(
-            f"hydra/launcher={arguments.hydra.runtime.choices['hydra/launcher']} cannot do a sweep here. "
-            "Known: basic (one job after the other), ray (GPUs or slots of a machine or a cluster), slurm."
-        )
     try:
         launcher: Launcher = instantiate(node, folder=arguments.folder)
     except InstantiationException as error:

@@ -26,6 +26,7 @@ class Task:
     mark: Path  # a file that is there while somebody works on the task
     network: str | None = None  # the label of the network to train; None: the whole run
     group: str | None = None  # the sweep, for dashboards
+    students: tuple[dict[str, Any], ...] = ()  # configurations of runs whose students are trained together here
     cwd: Path = field(default_factory=Path.cwd)  # where relative paths of the configuration start
 
 
@@ -39,6 +40,7 @@ class Outcome:
     error: str = ""
     where: str = ""
     seconds: float = 0.0
+    said: str = ""  # what a person is to be told of it
 
 
 class Launcher(ABC):

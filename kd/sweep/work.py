@@ -5,7 +5,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.console import Console
 from kd import folder as folders
 from kd import parallel
 from kd.errors import UserError
-from kd.files import ERROR, LOG
+from kd.files import ERROR, LOG, write_error
 from kd.locks import BusyError, is_owned, owner
 from kd.schema import RunConfig, restored
 from kd.sweep.parallel_task import together
@@ -29,8 +29,10 @@ def perform(task: Task) -> Outcome:
     """
     started = time.perf_counter()
 
-    def outcome(state: str, status: int = 0, error: str = "") -> Outcome:
-        return Outcome(task, state, status, error, socket.gethostname(), time.perf_counter() - started)
+    def outcome(state: str, status: int = 0, error: str = "", said: str = "") -> Outcome:
+        return Outcome(task, state, status, error, socket.gethostname(), time.perf_counter() - started, said)
+
+    said = ""
 
     try:
         with chdir(task.cwd):
@@ -38,14 +40,14 @@ def perform(task: Task) -> Outcome:
             if parallel.follows(config.trainer):
                 _do(task, config, Console(quiet=True))
                 return outcome(DONE)  # the process that leads says more
-            if task.network is None and is_owned(task.folder):  # by another process, whose mark stays as it is
+            if (task.network is None or task.students) and is_owned(task.folder):  # by another, whose mark stays
                 _dismiss_others(config)
                 raise BusyError(task.folder)
             task.folder.mkdir(parents=True, exist_ok=True)
             (task.folder / ERROR).unlink(missing_ok=True)
             with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
                 try:
-                    _do(task, config, Console(file=log, width=120))
+                    said = _do(task, config, Console(file=log, width=120))
                 except Exception:
                     traceback.print_exc(file=log)
                     raise
@@ -55,23 +57,28 @@ def perform(task: Task) -> Outcome:
         return outcome(FAILED, getattr(error, "status", UserError.status), _note(task, error))
     except Exception as error:
         return outcome(FAILED, UNEXPECTED, _note(task, error))
-    return outcome(DONE)
+    return outcome(DONE, said=said)
 
 
-def _do(task: Task, config: RunConfig, console: Console) -> None:
-    from kd.run import conduct
+def _do(task: Task, config: RunConfig, console: Console) -> str:
+    from kd.run import conduct, write_missing_page
     from kd.sweep.networks import train_network
+    from kd.sweep.together import train_students
 
     is_run = task.network is None and not parallel.follows(config.trainer)
     if is_run and folders.finished(task.folder, folders.config_hash(config)) is not None:
-        return _dismiss_others(config)
+        write_missing_page(task.folder)
+        _dismiss_others(config)
+        return ""
     if wanted := parallel.processes_to_launch(config.trainer):
         together(task, wanted)
+    elif task.students:
+        return train_students(task, console)
     elif task.network is not None:
         train_network(task, config, console)
     else:
         conduct(config, task.folder, console, group=task.group)
-    return None
+    return ""
 
 
 def _dismiss_others(config: RunConfig) -> None:
@@ -91,9 +98,6 @@ def _marked(path: Path) -> Iterator[None]:
 
 
 def _note(task: Task, error: Exception) -> str:
-    """Leave error.txt in the folder, if there is room, and return the message. Of several processes the first writes:
-    what the others say follows from its error."""
-    text = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-    with suppress(OSError), (task.folder / ERROR).open("x", encoding="utf-8") as file:  # a full disk: the sweep hears
-        file.write(f"{text}\n\n{traceback.format_exc()}")
-    return text
+    """Leave error.txt in the folder and return the message. Of several processes the first writes: what the others say
+    follows from its error."""
+    return write_error(task.folder, error)

@@ -22,5 +22,10 @@ def where(settings: LoggerConfig, folder: Path, found: tuple[Mode, str] | None =
         return f'trackio: trackio show --project "{settings.project}"  (files in {TRACKIO_DIR})'
     mode, hint = found or server.mode(settings)
     if mode == "offline":
-        return f"{hint or 'W&B: logging offline'}; upload with: python -m kd.sync {folder}"
+        return f"{hint or 'W&B: logging offline'}; {upload(folder)}"
     return hint
+
+
+def upload(folder: Path) -> str:
+    """How to upload what the server does not have."""
+    return f"upload with: python -m kd.sync {folder}"

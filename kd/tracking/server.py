@@ -51,12 +51,12 @@ def has_key() -> bool:
         return False
 
 
-def reachable() -> bool:
-    """Whether the server accepts a connection within `REACH_TIMEOUT_S`."""
+def reachable(seconds: float | None = None) -> bool:
+    """Whether the server accepts a connection within `REACH_TIMEOUT_S`, or so many seconds."""
     server = _server()
     port = server.port or (80 if server.scheme == "http" else 443)
     try:
-        with socket.create_connection((server.hostname, port), timeout=REACH_TIMEOUT_S):
+        with socket.create_connection((server.hostname, port), timeout=seconds or REACH_TIMEOUT_S):
             return True
     except OSError:
         return False

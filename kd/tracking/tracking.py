@@ -38,8 +38,15 @@ class Tracking:
         self.group = sweep or config.experiment
         mode = server.mode(config.logger) if config.logger.kind in ("auto", "wandb") else None
         self.backend = _backend(config.logger, folder, mode[0] if mode else "off")
-        self.hint = look.where(config.logger, folder.parent if sweep else folder, mode)  # one line for the user, or ""
+        self._place = folder.parent if sweep else folder
+        self._hint = look.where(config.logger, self._place, mode)
         self.runs: dict[str, Run] = {}  # by label, open until `finish`
+
+    @property
+    def hint(self) -> str:
+        """One line for the user about where the logs are, or ""."""
+        trouble = self.backend.trouble if isinstance(self.backend, Wandb) else ""
+        return f"{trouble}; {look.upload(self._place)}" if trouble else self._hint
 
     def start(self, recipe: Recipe, past: Sequence[Row] = ()) -> Logger | None:
         """Begin the log of a training; `past` is what was logged before it was cut off. None without a dashboard."""
@@ -105,7 +112,10 @@ class Tracking:
         try:
             return action(self.backend)
         except Exception as error:  # of whatever kind: said to the user, and no reason to stop a training
-            self.hint = f"logger={self.config.logger.kind}: {error}; metrics.csv has everything"
+            self._hint = f"logger={self.config.logger.kind}: {error}; metrics.csv has everything"
+            if isinstance(self.backend, Wandb):
+                self.backend.close(complete=False)
+                self._hint = f"{self.hint}; {self._hint}" if self.backend.trouble else self._hint
             self.backend = None
             return None
 

@@ -74,6 +74,37 @@ def test_a_view_belongs_to_its_image_alone(name):
         assert (other != whole).flatten(1).any(1).sum() > 40
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_a_view_leads_to_it(name):
+    """Every number makes a view of its own, and the draws' number makes what the draws make, bit by bit."""
+    made, image = augment(name), images(1)
+    every = made.numbered(image.expand(made.views, -1, -1, -1), torch.arange(made.views))
+    assert made.views == len(every) == {"none": 1, "shift": 25, "crop_flip": 162}[name]
+    assert len(every.flatten(1).unique(dim=0)) == made.views
+    many, index = images(4000, (1, 9, 6)), torch.arange(4000) * 13
+    for seed, epoch in ((0, 0), (7, 30)):
+        number = made.numbers(index, seed=seed, epoch=epoch)
+        assert torch.equal(made.numbered(many, number), made(many, index, seed=seed, epoch=epoch))
+        assert number.unique().tolist() == list(range(made.views))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_views_are_numbered_by_top_then_left_then_flip(name):
+    """The order that the files of a cache are written in: another one must not be taken for it."""
+    (pad, flips), image = SETTINGS[name], images(1)
+    padded = np.pad(image.numpy()[0], ((0, 0), (pad, pad), (pad, pad)))
+    number = 0
+    for top in range(2 * pad + 1):
+        for left in range(2 * pad + 1):
+            for mirrored in range(1 + flips):
+                expected = padded[:, top : top + 9, left : left + 6]
+                expected = expected[:, :, ::-1] if mirrored else expected
+                found = augment(name).numbered(image, torch.tensor([number]))
+                np.testing.assert_array_equal(found[0].numpy(), expected)
+                number += 1
+    assert number == augment(name).views
+
+
 def test_no_augmentation_is_no_work():
     image = images(3)
     assert augment("none")(image, torch.arange(3), seed=0, epoch=0) is image

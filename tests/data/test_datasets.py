@@ -339,6 +339,17 @@ def test_outside_of_a_training_nothing_is_augmented():
     assert torch.equal(data.on_device(raw, CPU).image, plain.image)
 
 
+def test_all_hooks_of_a_dataset_of_ones_own_are_called():
+    class Inverted(Digits):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch._replace(image=255 - batch.image)
+
+    data = Inverted(root="", batch_size=8, val=4)
+    raw = next(iter(data.train_dataloader()))
+    expected = digits().on_device(raw._replace(image=255 - raw.image), CPU)
+    assert torch.equal(data.on_device(raw, CPU).image, expected.image)
+
+
 def test_images_and_labels_of_different_length():
     class Broken(Colours):
         def read(self):
@@ -346,3 +357,21 @@ def test_images_and_labels_of_different_length():
 
     with pytest.raises(ValueError, match="colours: 20 images but 19 labels in train"):
         Broken(root="", batch_size=8, val=4)
+
+
+def test_images_that_do_not_fit_on_the_device_are_streamed(monkeypatch, capsys):
+    device, data = torch.device("meta"), Digits(root="", batch_size=32, val=0)
+    needed = sum(part.numel() * part.element_size() for part in data._splits["train"])
+    monkeypatch.setattr("kd.data.resident._free_bytes", lambda device: 2 * needed - 1)
+    for _ in range(2):
+        data._settle("train", device)
+    assert data._splits["train"][0].device.type == "cpu"
+    assert capsys.readouterr().out.count("digits: the train images take 0.1 MB, and meta has 0.2 MB free") == 1
+    with pytest.raises(ConfigError, match="the images of digits do not fit on the training device"):
+        data.views()
+    fitting = Digits(root="", batch_size=32, val=0)
+    monkeypatch.setattr("kd.data.resident._free_bytes", lambda device: 2 * needed)
+    fitting._settle("train", device)
+    assert {part.device.type for part in fitting._splits["train"]} == {"meta"}
+    assert fitting.views().images.device.type == "meta"
+    assert capsys.readouterr().out == ""

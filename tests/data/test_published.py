@@ -11,8 +11,8 @@ import pytest
 import torch
 import torchvision.datasets
 
-from kd.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, resident
-from kd.data.resident import read_idx
+from kd.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, published
+from kd.data.published import read_idx
 from kd.errors import DataError
 
 COUNTS = {"train": 12, "t10k": 5}
@@ -190,6 +190,21 @@ def test_without_a_network_the_message_lists_the_files(tmp_path, monkeypatch, da
         assert word in message
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_mistaken_folder_does_not_stay(tmp_path, monkeypatch, is_there):
+    def begun(root, train, download):
+        (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
+        raise RuntimeError("Error downloading train-images:\nno route to host")
+
+    root = tmp_path / "data"
+    if is_there:
+        root.mkdir()
+    monkeypatch.setattr(torchvision.datasets, "MNIST", begun)
+    with pytest.raises(DataError, match="Error downloading train-images: no route to host"):
+        MNIST(root=str(root), batch_size=8, val=0)
+    assert root.exists() == is_there
+
+
 def test_only_the_absent_files_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
     write(tmp_path, {name: content for name, content in mnist_files("MNIST").items() if "t10k-labels" not in name})
@@ -211,7 +226,7 @@ def test_what_can_be_downloaded_is(tmp_path, monkeypatch):
     monkeypatch.setattr(MNIST, "files", write(tmp_path / "elsewhere", mnist_files("MNIST")))
     data = MNIST(root=str(tmp_path), batch_size=8, val=0)
     assert data.counts()["train"] == 12
-    limit = resident.DOWNLOAD_TIMEOUT_S
+    limit = published.DOWNLOAD_TIMEOUT_S
     assert asked == [(str(tmp_path), True, True, limit), (str(tmp_path), False, True, limit)]
     assert socket.getdefaulttimeout() is None
 

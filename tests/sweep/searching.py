@@ -8,7 +8,8 @@ import optuna
 from omegaconf import OmegaConf
 
 from kd.folder import config_hash
-from kd.schema import RunConfig, check
+from kd.rules import check
+from kd.schema import RunConfig
 from kd.sweep.task import DONE, FAILED, Launcher, Outcome, Task
 
 Score = Callable[[RunConfig], float | None]  # validation accuracy; None: the job fails

@@ -14,7 +14,7 @@ import pytest
 from kd import folder as folders
 from kd import launch
 from kd.errors import StoreError
-from kd.files import RESULT
+from kd.files import PAGE, RESULT
 from kd.locks import owned
 from kd.parallel import ProcessLostError
 from kd.sweep import parallel_task, work
@@ -36,6 +36,7 @@ def task(tmp_path, monkeypatch):
 def finish(task: Task) -> None:
     content = {"status": "done", "config_hash": folders.config_hash(configured(*QUICK, *TOGETHER))}
     (task.folder / RESULT).write_text(json.dumps(content))
+    (task.folder / PAGE).touch()
 
 
 def test_no_processes_are_started_where_there_is_nothing_to_do(task, monkeypatch):

@@ -87,7 +87,7 @@ def test_the_folder_follows_from_the_jobs_and_not_from_where_they_run():
     folder = read_arguments(["-m", "seed=0,1", "method.alpha=0.5"]).folder
     assert folder.parent.name == "digits_kd"
     others = (
-        "hydra.launcher._target_=x",
+        "hydra.launcher._target_=kd.sweep.ray.RayLauncher",
         "store.root=/x",
         "logger=csv",
         "join=true",

@@ -3,6 +3,9 @@
 import itertools
 import json
 import os
+import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +17,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 import kd
-from kd.errors import ConfigError
+from kd.errors import ConfigError, StoreError
 from kd.sweep.plan import read_arguments
 from kd.sweep.slurm import SlurmLauncher, jobs, launcher, queue
 from kd.sweep.slurm.jobs import Request, Shape, SubmissionError
@@ -194,15 +198,20 @@ def test_what_slurm_cannot_do_is_said_before_anything_is_submitted(start, tmp_pa
         start(partition="gpus")
     with pytest.raises(ConfigError, match=r"SLURM refuses the sweep's jobs: .*[Ii]nvalid feature"):
         list(start(constraint="nothing-has-this").run([light_task(tmp_path, "never")]))
+    last = start()
     with pytest.raises(ConfigError, match=r"trainer\.devices=auto does not say how many GPUs"):
-        list(start().run([light_task(tmp_path, "never", trainer={"strategy": "ddp", "devices": "auto"})]))
-    assert not slurm("squeue", "--noheader")
+        list(last.run([light_task(tmp_path, "never", trainer={"strategy": "ddp", "devices": "auto"})]))
+    # by name: a job of the test before leaves its outcome a moment before SLURM calls it ended
+    assert not slurm("squeue", "--noheader", "--states=all", f"--name={last.name}")
 
 
 @pytest.mark.slurm
-def test_a_sweep_survives_its_command_and_a_requeue_continues_from_the_checkpoint(node, tmp_path, monkeypatch, capsys):
-    training = ("trainer.max_epochs=100", "data.train_limit=320", "logger=csv", "latency=false")
-    assert Command(tmp_path, monkeypatch, capsys)(*training).status == 0  # teacher and baseline are in the store now
+def test_a_sweep_survives_its_command_and_a_requeue_continues_at_the_very_step(node, tmp_path, monkeypatch, capsys):
+    # epochs of 80 steps, so that a warning nearly always comes within one
+    small = ("data.train_limit=320", "data.batch_size=4", "trainer.max_epochs=12", "trainer.threads=1")
+    training, run = (*small, "logger=csv", "latency=false"), Command(tmp_path, monkeypatch, capsys)
+    assert run(*training).status == 0  # teacher and baseline are in the store now
+    shutil.copytree(tmp_path / "outputs" / "store", tmp_path / "store")
     where = ("hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.poll_s=1")
     command = [sys.executable, "-m", "kd.run", "-m", *training, "method.temperature=2,8", *where]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -222,10 +231,57 @@ def test_a_sweep_survives_its_command_and_a_requeue_continues_from_the_checkpoin
     assert again.returncode == 0, again.stderr
     assert "submitted by an earlier command" in again.stderr
     assert ids(sweep) == before
-    assert "continuing after epoch" in (run_folder / "log.txt").read_text()
+    assert re.search(r"continuing after epoch \d+ of 12", (run_folder / "log.txt").read_text())
+    temperature = re.search(r"temperature-(\d)", run_folder.name)[1]
+    alone = run(*training, f"method.temperature={temperature}", "store.root=store", "hydra.run.dir=alone")
+    assert alone.status == 0, alone.err
+    weights = [load_file(folder / "student.safetensors") for folder in (run_folder, tmp_path / "alone")]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
     content = json.loads((sweep / "sweep.json").read_text())
     assert [job["state"] for job in content["jobs"]] == ["done", "done"]
     assert len(list(sweep.glob("*/result.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"state": "done"',
+        "[]",
+        '"done"',
+        '{"state": "done"}',
+        json.dumps({"state": "gone", "status": 0, "error": "", "where": "", "seconds": 1.0, "said": ""}),
+        json.dumps({"state": "done", "status": 0, "error": [], "where": "", "seconds": 1.0, "said": ""}),
+    ],
+)
+def test_a_damaged_outcome_fails_its_job_alone(tmp_path, written):
+    (tmp_path / "3_0_0_result.json").write_text(written)
+    task = light_task(tmp_path, "job")
+    found = jobs.Jobs(tmp_path, "name", Request()).outcome("3_0", task)
+    assert (found.task, found.state) == (task, FAILED)
+    assert "SLURM job 3_0 has left an outcome that cannot be read" in found.error
+
+
+@pytest.mark.parametrize("written", ["", "[]", "{}", '{"jobs": []}', '{"jobs": {"a": 1}}'])
+def test_a_damaged_record_of_jobs_is_one_message(tmp_path, written):
+    one = object.__new__(SlurmLauncher)  # made without asking SLURM
+    one._record = tmp_path / "jobs.json"
+    assert one._read() == {}
+    one._record.write_text(written)
+    with pytest.raises(StoreError, match=r"jobs\.json is damaged .* Delete it"):
+        one._read()
+
+
+def test_no_pickle_of_a_sweeps_folder_is_read(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    (tmp_path / "3_0_0_result.pkl").write_bytes(pickle.dumps(("success", Hostile())))
+    found = jobs.Jobs(tmp_path, "name", Request())
+    assert not found.ended("3_0")
+    (tmp_path / "3_0_0_result.json").write_text("{}")
+    assert found.outcome("3_0", light_task(tmp_path, "job")).state == FAILED
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +292,12 @@ def test_a_sweep_survives_its_command_and_a_requeue_continues_from_the_checkpoin
         ({"gpus_per_job": -1}, r"`hydra.launcher.gpus_per_job` to be a whole number of at least 0, but got -1"),
         ({"mem_gb": 0}, r"`hydra.launcher.mem_gb` to be a number above 0, but got 0"),
         ({"setup": "module load cuda"}, r"`hydra.launcher.setup` to be a list of lines of shell"),
+        *(
+            ({key: "a\ntouch pwned #"}, rf"`hydra.launcher.{key}` to have no line breaks, but got 'a\\ntouch pwned #'")
+            for key in ("partition", "account", "qos", "constraint", "exclude")
+        ),
+        ({"additional_parameters": {"wckey": "a\ntouch pwned #"}}, "`hydra.launcher.additional_parameters` to have no"),
+        ({"additional_parameters": {"a\ntouch pwned #": 1}}, "`hydra.launcher.additional_parameters` to have no"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(options, message):

@@ -1,11 +1,10 @@
 """A sweep as one thing: its folder, what is skipped, continued, retried; failures; two at once."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from kd.sweep import work
 from kd.sweep.book import Book
 from kd.sweep.record import read_sweep
 from kd.sweep.task import Outcome, Task
-from tests.commands import QUICK, Command, configured
+from tests.commands import QUICK, Command, configured, started, wait_for
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ("-m", *QUICK, "method.temperature=2,4", "seed=0,1")
@@ -188,9 +187,14 @@ def test_data_that_are_missing_are_looked_for_once_and_end_a_sweep_with_their_st
 def test_forced_jobs_get_folders_of_their_own(command):
     command(*SWEEP)
     sweep = only_sweep(command.folder)
-    assert command(*SWEEP, "force=true").status == 0
+    done = command(*SWEEP, "force=true")
+    assert done.status == 0, done.err
     assert len(list(sweep.glob("*/result.json"))) == 8
-    assert len(list(sweep.glob("*-2/result.json"))) == 4
+    again = list(sweep.glob("*-2/result.json"))
+    assert len(again) == 4
+    students = {json.loads(path.read_text())["arms"]["student"]["store_key"] for path in again}
+    assert students <= {path.name for path in (sweep / "store-2").iterdir()}
+    assert len(list(sweep.glob("networks/teacher-*/log.txt"))) == 1
 
 
 def test_what_belongs_to_a_sweep_is_refused_in_a_run(command):
@@ -212,10 +216,20 @@ def test_devices_that_a_launcher_cannot_give_are_refused_before_anything_runs(co
     assert not list(command.folder.glob("outputs/store/*/meta.json"))
 
 
-def test_an_unknown_launcher_is_refused(command):
-    done = command(*SWEEP, "hydra.launcher._target_=some.Launcher")
+@pytest.mark.parametrize(
+    "given",
+    [
+        "hydra.launcher._target_=some.Launcher",
+        "hydra.launcher._target_=kd.sweep.search.Settings",
+        "hydra.launcher=null",
+        "hydra.sweeper._target_=kd.sweep.ray.RayLauncher",
+        "hydra.sweeper=null",
+    ],
+)
+def test_an_unknown_launcher_or_sweeper_is_refused(command, given):
+    done = command(*SWEEP, given)
     assert done.status == 2
-    assert "Known: basic" in done.err
+    assert "Known: hydra/launcher=basic" in done.err
 
 
 # --- two at once ------------------------------------------------------------------------------------------------------
@@ -281,27 +295,11 @@ def test_a_driver_waits_for_a_job_that_another_process_is_at(command, monkeypatc
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "kd.run", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_driver_that_is_ended_loses_no_finished_job(tmp_path, monkeypatch, capsys, sign, status):
     long = ("-m", "data.train_limit=320", "trainer.max_epochs=30", "logger=csv", "latency=false", "seed=0,1,2,3")
     process = started(tmp_path, *long)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("outputs/digits_kd/sweep-*/*/result.json"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(process, lambda: len(list(tmp_path.glob("outputs/digits_kd/sweep-*/*/result.json"))) >= 2)
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
@@ -317,6 +315,30 @@ def test_a_driver_that_is_ended_loses_no_finished_job(tmp_path, monkeypatch, cap
     assert "trained first" not in done.out  # their networks were in the store
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert states(sweep) == ["done"] * 4
+
+
+def test_a_disk_that_is_really_full_loses_no_finished_job(command):
+    disk = command.folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs to be root, to have a small disk")
+    places = ("hydra.sweep.dir=disk/sweep", "store.root=disk/store")
+    sweep = ("-m", *QUICK, "method.temperature=1,2,3,4,5", *places)
+    try:
+        done = command(*sweep)
+        assert done.status == 6
+        assert "No space left on device" in done.out
+        finished = {path: path.read_bytes() for path in disk.glob("sweep/*/result.json")}
+        assert len(finished) > 0
+        assert all(json.loads(content)["status"] == "done" for content in finished.values())
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        assert command(*sweep).status == 0
+        assert states(disk / "sweep") == ["done"] * 5
+        assert {path: path.read_bytes() for path in finished} == finished
+    finally:
+        gc.collect()  # what a failed job has mapped of the disk
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_full_disk_fails_the_job_and_not_the_sweep(command, monkeypatch):

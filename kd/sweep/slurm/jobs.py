@@ -1,31 +1,35 @@
 """A task as a job of SLURM: what is asked for it, how it is submitted (by submitit), what runs on the node."""
 
 import io
+import json
 import os
-import pickle
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.check import integer, number
 from kd.errors import ConfigError
-from kd.files import LOG
-from kd.sweep.task import FAILED, Outcome, Task
+from kd.files import LOG, write_json
+from kd.sweep.task import DONE, ELSEWHERE, FAILED, Outcome, Task
 from kd.sweep.work import UNEXPECTED, perform
 
 #: SLURM checks time limits once a minute, so that a signal may come so much earlier than asked for
 EARLY_S = 60
 GONE_S = 60  # how long the processes of a job outlive the first of them to end
 MAX_ARRAY = 1000  # SLURM's own default is MaxArraySize=1001
+#: of an outcome, what a job writes down. submitit's own pickle is never read: a sweep's folder may be from anywhere
+KEPT = {"state": str, "status": int, "error": str, "where": str, "seconds": float, "said": str}
 #: variables of sbatch that win over what is written in the submitted script
 OVERRIDING = {
     "timeout_min": "SBATCH_TIMELIMIT", "partition": "SBATCH_PARTITION", "account": "SBATCH_ACCOUNT",
     "qos": "SBATCH_QOS", "constraint": "SBATCH_CONSTRAINT", "exclude": "SBATCH_EXCLUDE",
 }  # fmt: skip
+CHOSEN = ("partition", "account", "qos", "constraint", "exclude")  # texts, handed to sbatch as they are
 
 
 class Shape(NamedTuple):
@@ -80,6 +84,11 @@ class Request:
             raise ConfigError(
                 f"Expected `hydra.launcher.setup` to be a list of lines of shell, but got {self.setup!r}."
             )
+        texts = {key: getattr(self, key) for key in CHOSEN}
+        texts |= {"additional_parameters": " ".join(map(str, chain(*(self.additional_parameters or {}).items())))}
+        for key, text in texts.items():  # what follows a line break would be a line of shell in the submitted script
+            if not str(text).isprintable():
+                raise ConfigError(f"Expected `hydra.launcher.{key}` to have no line breaks, but got {text!r:.200}.")
         if self.timeout_min * 60 <= self.signal_delay_s + EARLY_S:
             least = (self.signal_delay_s + EARLY_S) // 60 + 1
             raise ConfigError(
@@ -109,7 +118,7 @@ class Request:
             "setup": self._setup(),
             "additional_parameters": {"requeue": True, **(self.additional_parameters or {})},
         }
-        chosen = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
+        chosen = {key: getattr(self, key) for key in CHOSEN}
         return {key: value for key, value in {**given, **chosen}.items() if value is not None}
 
     def _setup(self) -> list[str]:
@@ -128,7 +137,7 @@ class Requeued:
     def __init__(self, work: Callable[[Task], Outcome], task: Task) -> None:
         self.work, self.task = work, task
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> None:
         from submitit import JobEnvironment
 
         # SLURM signals all processes of a job; forked data workers have submitit's handler too, and must not requeue
@@ -136,10 +145,11 @@ class Requeued:
         os.register_at_fork(after_in_child=lambda: signal.signal(sign, signal.SIG_IGN))
         for torn in JobEnvironment().paths.folder.glob(f"{JobEnvironment().job_id}_*.save_tmp"):
             torn.unlink(missing_ok=True)  # killed while it wrote, and submitit refuses to write again
-        return self.work(self.task)
+        outcome = self.work(self.task)
+        write_json(_outcome_file(JobEnvironment().paths), {key: getattr(outcome, key) for key in KEPT})
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues the job. Every epoch has left a checkpoint: there is nothing to add."""
+        """Called by submitit before it requeues the job: a training has written its checkpoint (`kd.signals`)."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -168,19 +178,18 @@ class Jobs:
                 raise SubmissionError(" ".join(str(error).replace("sbatch: error: ", "").split())) from error
 
     def ended(self, job: str) -> bool:
-        """Whether a job has left its result."""
-        return Path(self._paths(job).result_pickle).is_file()
+        """Whether a job has left its outcome."""
+        return _outcome_file(self._paths(job)).is_file()
 
     def outcome(self, job: str, task: Task) -> Outcome:
         """The outcome that a job has left; of several processes the first one's."""
         try:
-            with self._paths(job).result_pickle.open("rb") as file:
-                word, result = pickle.load(file)
-        except Exception as error:  # a damaged pickle fails in as many ways as it can be damaged
-            word, result = "error", f"its result cannot be read ({type(error).__name__}: {error})"
-        if word == "success" and isinstance(result, Outcome):
-            return replace(result, task=task)
-        return self.failure(job, task, f"failed: {str(result).strip().splitlines()[-1]}")
+            kept = json.loads(_outcome_file(self._paths(job)).read_text(encoding="utf-8"))
+            if kept["state"] not in (DONE, FAILED, ELSEWHERE):
+                raise ValueError(f"state {kept['state']!r}")
+            return Outcome(task, **{key: _of_type(kind, kept[key]) for key, kind in KEPT.items()})
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            return self.failure(job, task, f"has left an outcome that cannot be read ({type(error).__name__}: {error})")
 
     def failure(self, job: str, task: Task, said: str, node: str = "") -> Outcome:
         """The outcome of a job that has left none."""
@@ -192,6 +201,16 @@ class Jobs:
         from submitit.core.utils import JobPaths
 
         return JobPaths(self.folder, job_id=job)
+
+
+def _outcome_file(paths: Any) -> Path:
+    return Path(paths.result_pickle).with_suffix(".json")
+
+
+def _of_type(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} instead of {kind.__name__}")
+    return value
 
 
 class SubmissionError(Exception):

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from kd.check import integer, number
-from kd.errors import ConfigError
+from kd.errors import ConfigError, StoreError
 from kd.files import RESULT, write_json
 from kd.locks import SHARED
 from kd.sweep.slurm import queue
@@ -186,10 +186,18 @@ class SlurmLauncher(Launcher):
         return outcome
 
     def _read(self) -> dict[str, str]:
-        """Which job does which task, as an earlier command or this one has written it."""
+        """Which job does which task, as an earlier command or this one has written it. Raises `StoreError`."""
         if not self._record.is_file():
             return {}
-        jobs: dict[str, str] = json.loads(self._record.read_text(encoding="utf-8"))["jobs"]
+        try:
+            jobs = json.loads(self._record.read_text(encoding="utf-8"))["jobs"]
+            if not isinstance(jobs, dict) or not all(isinstance(job, str) for job in jobs.values()):
+                raise TypeError("its jobs are no texts")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise StoreError(
+                f"{self._record} is damaged ({type(error).__name__}: {error}). Delete it: the jobs that it names are "
+                "then cancelled and submitted anew, and continue from their checkpoints."
+            ) from error
         return jobs
 
     def _say(self, text: str, *, once: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.data import checksums
+from kd import checksums
 from kd.errors import DataError
 
 CONTENTS = {"set/one": b"first file", "set/two": b"second file"}
