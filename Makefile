@@ -26,8 +26,8 @@ type: .venv/dev.stamp  ## check types
 format: .venv/dev.stamp  ## rewrite the code in the house's format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: .venv/dev.stamp  ## measure the data path against per-image PIL
-	@$(BIN)/python -m benchmarks.data
+bench: .venv/dev.stamp  ## measure the speed of everything, write docs/performance.md (a quarter of an hour)
+	@$(BIN)/python -m benchmarks.performance
 
 lock: .venv/dev.stamp  ## resolve the dependencies anew (hashes, no host names)
 	@$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-dev.lock

@@ -16,7 +16,8 @@ from kd.audit import words
 from kd.audit.request import PREFIX
 from kd.audit.settings import changes
 from kd.cli import compose, conf_dir
-from kd.schema import RunConfig, check
+from kd.rules import check
+from kd.schema import RunConfig
 from kd.statistics import HEADLINE_SEEDS, MIN_SEEDS
 
 ROOT = Path(__file__).parents[1]
