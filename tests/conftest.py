@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: threads that share a
 
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 
@@ -20,6 +21,16 @@ def cache_folder(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def one_cluster(tmp_path_factory):
+    """Tests with a cluster of their own wait for each other, also where several processes share the tests out.
+
+    A lock, since pytest 9.2 no longer sees the marks by which pytest-xdist 3.8 would keep such tests in one process.
+    """
+    with FileLock(tmp_path_factory.getbasetemp().parent / "cluster.lock"):
+        yield
 
 
 @pytest.fixture(autouse=True)

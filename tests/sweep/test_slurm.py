@@ -32,6 +32,7 @@ from tests.sweep.light import attempts, light_task
 
 submitit = pytest.importorskip("submitit.slurm.slurm", reason="submitit is not installed")
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_cluster")
 
 
 @pytest.fixture(scope="module")
