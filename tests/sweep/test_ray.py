@@ -225,14 +225,14 @@ def owner(mark: Path) -> int:
 
 
 def left_by(driver: int) -> list[str]:
-    """Processes of a Ray that a driver has started: they name its folder, or hold a file in it open, as workers do."""
+    """Processes of a Ray that a driver started: they name its folder, or hold a file in it open, as its workers."""
     listed = subprocess.run(["ps", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     lines = [line.split(maxsplit=2) for line in listed.splitlines()]
     mark = f"_{driver}/"
     return [
         args
         for pid, state, args in lines
-        if "Z" not in state and (mark in args or any(mark in path for path in open_files(pid)))
+        if "Z" not in state and int(pid) != driver and (mark in args or any(mark in path for path in open_files(pid)))
     ]
 
 
