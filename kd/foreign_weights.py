@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd.data import DistillationData
 from kd.errors import StoreError
 from kd.files import STUDENT
-from kd.store import read_weights
+from kd.store import DESCRIBED, read_weights
 from kd.weight_files import check_torch_file, read_header
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which public checkpoints keep the weights
@@ -99,7 +99,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     for name, value in read_header(path)["__metadata__"].items():
         with suppress(ValueError, RecursionError):
             found[name] = json.loads(value)
-    return found
+    ours = found.get(DESCRIBED)
+    return ours if isinstance(ours, dict) else found  # without it: an earlier version's, one name for each
 
 
 def check_layers(network: nn.Module, state: Mapping[str, Tensor], path: Path, advice: str) -> None:

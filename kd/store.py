@@ -32,6 +32,9 @@ from kd.weight_files import read_header
 #: part of every key; raise it when a change of the code changes the weights that a recipe leads to
 RECIPE_VERSION = 1
 
+#: the one name in a file's metadata under which it says what its network expects and answers
+DESCRIBED = "kd"
+
 KEY = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
@@ -155,7 +158,8 @@ def recipe_key(recipe: Any) -> str:
 def save_weights(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
     """Write a network's state to a safetensors file that also says what the network expects and answers."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    described = {name: json.dumps(meta.get(name)) for name in ("class_names", "mean", "std", "model")}
+    # under one name: the library writes several in another order in every process, and equal networks are equal files
+    described = {DESCRIBED: json.dumps({name: meta.get(name) for name in ("class_names", "mean", "std", "model")})}
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     temporary.touch()
     mode = temporary.stat().st_mode  # as any other file's here; the library's own would keep colleagues out

@@ -94,6 +94,14 @@ def test_what_an_entry_consists_of(store, tmp_path):
     assert sorted(read_weights(entry.folder / WEIGHTS)) == sorted(network().state_dict())
 
 
+def test_equal_networks_are_equal_files(tmp_path):
+    made, about = network(), {"class_names": ["a", "b"], "mean": [0.5], "std": [0.25], "model": {"x": 1}}
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_weights(made, path, about)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_without_curves(store, tmp_path):
     entry = store.put(KEY, network(), {}, tmp_path / "never written.csv")
     assert not entry.metrics_csv.exists()
