@@ -46,6 +46,7 @@ class CacheFile:
     @classmethod
     def find(cls, folder: Path, identity: dict[str, Any]) -> Self | None:
         """The file in this folder; None if there is none."""
+        _refuse_links(folder)
         if not folder.is_dir():
             return None
         try:
@@ -150,6 +151,15 @@ def hashes(entries: np.ndarray, bits: np.ndarray) -> np.ndarray:
     for column in bits.T:
         found = ((found ^ (found >> np.uint64(29))) ^ column.astype(np.uint64)) * MIXER
     return (found >> np.uint64(32)).astype(np.uint32)
+
+
+def _refuse_links(folder: Path) -> None:
+    """What is written through a link could be any file of the machine."""
+    for path in (folder, *(folder / name for name in (META, LOGITS, ENTRIES, LOCK))):
+        if path.is_symlink():
+            raise StoreError(
+                f"{path} is a symbolic link to {path.readlink()}: no teacher cache has one. {_remedy(folder)}"
+            )
 
 
 def _append(path: Path, at: int, content: bytes) -> None:

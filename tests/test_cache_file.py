@@ -125,6 +125,16 @@ def test_a_description_that_cannot_be_read_is_refused(content, tmp_path):
         CacheFile.find(tmp_path / "c", IDENTITY)
 
 
+@pytest.mark.parametrize("name", ["", META, LOGITS, ENTRIES])
+def test_nothing_is_written_through_a_link(name, tmp_path):
+    made(tmp_path / "c").write(np.array([5]), logits_of([5]))
+    path = tmp_path / "c" / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"is a symbolic link to .*elsewhere: no teacher cache has one"):
+        CacheFile.find(tmp_path / "c", IDENTITY)
+
+
 def test_hashes_depend_on_every_bit_and_on_the_entry():
     bits = logits_of([1])
     found = {int(hashes(np.array([entry]), bits)[0]) for entry in range(1000)}
