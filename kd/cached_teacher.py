@@ -20,10 +20,10 @@ from kd.cache_file import CacheFile, from_bits, to_bits
 from kd.data.keyed import key_seed
 from kd.data.resident import ResidentData
 from kd.data.views import Views
-from kd.errors import ConfigError, StoreError
+from kd.errors import ConfigError, NumericError, StoreError
 from kd.fingerprint import fingerprint
 from kd.store import recipe_key
-from kd.teachers import Teacher
+from kd.teachers import ITS_REMEDY, Teacher
 from kd.types import Batch, Output
 
 CHECKED = 64  # entries that are computed again in every epoch
@@ -92,7 +92,8 @@ class Cached(Teacher):
     def begin_epoch(self, epoch: int, *, channels_last: bool) -> None:
         """Have the logits of every view of this epoch ready on the training device. Counts as training time.
 
-        Raises `StoreError` if a kept logit is not the teacher's, `ConfigError` for a teacher in train mode.
+        Raises `StoreError` if a kept logit is not the teacher's, `ConfigError` for a teacher in train mode,
+        `NumericError` for logits that are not finite; none of these is kept.
         """
         if self._gone_live:
             return
@@ -125,7 +126,7 @@ class Cached(Teacher):
         for rows in batches:
             if len(rows) != size:
                 rest = views.batch(views.entries(rows, epoch))
-                self._logits[rest.index] = self._forward(rest)
+                self._logits[rest.index] = _finite(self._forward(rest))
         self._check(views, whole, size, epoch)
         self._in_epoch = True
         self.seconds += time.perf_counter() - started
@@ -238,7 +239,7 @@ class Cached(Teacher):
         for part in torch.split(entries, size):
             filled_up = part[torch.arange(size, device=part.device) % len(part)]
             found.append(self._forward(views.batch(filled_up))[: len(part)])
-        return torch.cat(found)
+        return _finite(torch.cat(found))
 
     def _forward(self, batch: Batch) -> Tensor:
         output = self.teacher(batch._replace(image=batch.image.contiguous(memory_format=self._layout)))
@@ -265,6 +266,14 @@ class Cached(Teacher):
                     "is filled again. If that does not help, the teacher or the transform is not what it was taken "
                     "for: set teacher.cache=off."
                 )
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise NumericError(
+            f"The teacher's logits of {bad:,} of {len(logits):,} images are NaN or infinite. {ITS_REMEDY}"
+        )
+    return logits
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -20,7 +20,7 @@ from kd.frozen import takes_channels_last
 from kd.losses.objective import Objective
 from kd.optim import Schedule, refuse_several_losses
 from kd.taps import Tapped
-from kd.teachers import Teacher
+from kd.teachers import ITS_REMEDY, Teacher
 from kd.types import Batch
 
 
@@ -90,7 +90,7 @@ class Distiller(L.LightningModule):
         loss, terms = self.loss(batch)
         means = {"loss": loss.detach(), **terms}
         if bad := self._watch.see(self._progress.total.completed + 1, means):
-            raise self._not_finite(bad)  # before the weights take it up
+            raise self._teachers_fault(bad, batch) or self._not_finite(bad)  # before the weights take it up
         images = len(batch.target)
         self.sums["train"].add(images, {name: mean * images for name, mean in means.items()})
         if self._processes > 1:
@@ -177,10 +177,20 @@ class Distiller(L.LightningModule):
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self._progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
 
-    def _not_finite(self, bad: Bad) -> NumericError:
+    def _teachers_fault(self, bad: Bad, batch: Batch) -> NumericError | None:
+        """What to say if it was the teacher, as far as the batch at hand shows it."""
+        output = self.teacher(batch)
+        if output is None or output.logits.isfinite().all():
+            return None
+        return NumericError(f"{self.arm}: the teacher's logits are NaN or infinite {self._at(bad)}. {ITS_REMEDY}")
+
+    def _at(self, bad: Bad) -> str:
         epoch, step = divmod(bad.step - 1, self.steps_per_epoch())
+        return f"in epoch {epoch + 1}, step {step + 1}"
+
+    def _not_finite(self, bad: Bad) -> NumericError:
         return NumericError(
-            f"{self.arm}: {', '.join(bad.terms)} became NaN or infinite in epoch {epoch + 1}, step {step + 1} "
+            f"{self.arm}: {', '.join(bad.terms)} became NaN or infinite {self._at(bad)} "
             f"(learning rate {self._optimizer.param_groups[0]['lr']:.3g}; {self.objective.describe()}). Lower "
             "optim.optimizer.lr, or set trainer.gradient_clip_val."
         )

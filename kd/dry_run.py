@@ -11,7 +11,7 @@ from kd.losses.objective import Objective
 from kd.optim import refuse_several_losses
 from kd.recipe import File, Plan, Recipe
 from kd.taps import Tapped
-from kd.teacher_cache import refuse_live
+from kd.teacher_cache import refuse_live, refuse_without_teacher
 from kd.types import Batch
 
 
@@ -20,6 +20,7 @@ def dry_run(plan: Plan, data: DistillationData, processes: int = 1, cache: str =
 
     `processes`: how many will train each network together. `cache`: teacher.cache.
     """
+    refuse_without_teacher(plan.student, cache)
     first_stage: dict[str, Tensor] = {}  # a recipe's own comes right before it
     for recipe in plan.recipes():
         loader = data.use(recipe.view).train_dataloader()

@@ -64,6 +64,12 @@ def why_live(recipe: Recipe, data: DistillationData) -> str | None:
     return None
 
 
+def refuse_without_teacher(student: Recipe, mode: str) -> None:
+    """Raise `ConfigError` if a run insists on a cache for a student that has no teacher."""
+    if not student.objective().needs_teacher:
+        _refuse(f"method {student.method['name']!r} looks at no teacher's logits", mode)
+
+
 def refuse_live(recipe: Recipe, data: DistillationData, mode: str) -> None:
     """Raise `ConfigError` if a run insists on a cache that it cannot have."""
     if recipe.objective().needs_teacher and (reason := why_live(recipe, data)):

@@ -24,6 +24,12 @@ from kd.types import Batch, Output
 
 Module = TypeVar("Module", bound=nn.Module)
 
+#: what to do about a teacher whose logits are NaN or infinite
+ITS_REMEDY = (
+    "It is the teacher, not the student: try trainer.precision=32-true, or another teacher (its own learning rate may "
+    "have been too large, or the file of its weights is a broken one)."
+)
+
 
 class Teacher(ABC):
     """Gives the soft targets of a batch."""

@@ -16,13 +16,14 @@ from kd.data import Digits
 from kd.data.images import ImageData
 from kd.distiller import Distiller
 from kd.dry_run import dry_run
-from kd.errors import ConfigError, StoreError
+from kd.errors import ConfigError, NumericError, StoreError
 from kd.folder import config_hash
 from kd.quiet import quiet
 from kd.recipe import plan
 from kd.store import Store
 from kd.teachers import Frozen
 from kd.train import Trainings
+from kd.types import Output
 from tests.commands import configured
 
 # 200 images in batches of 32: six whole ones and one of 8
@@ -306,6 +307,33 @@ def test_what_cannot_be_cached_runs_live_and_is_refused_under_only(overrides, re
 def test_a_teacher_without_logits_to_keep_is_refused_at_once(teacher):
     with pytest.raises(ConfigError, match=f"only` has no meaning for teacher={teacher}: .*. Use auto or off"):
         configured(f"teacher={teacher}", "method=kd", "teacher.cache=only")
+
+
+def test_a_student_without_a_teacher_cannot_insist_on_a_cache(train):
+    with pytest.raises(ConfigError, match="only is not possible here: method 'hard' looks at no teacher's logits"):
+        train("method=hard")
+
+
+@pytest.fixture
+def infinite(monkeypatch):
+    """Teachers that give infinite logits."""
+    output = Frozen.output
+    monkeypatch.setattr(Frozen, "output", lambda *given: Output(output(*given).logits / 0.0, {}))
+
+
+def test_logits_that_are_not_finite_are_not_kept(infinite, train, tmp_path):
+    with pytest.raises(
+        NumericError, match=r"teacher's logits of 192 of 192 images are NaN or infinite\. It is the teacher"
+    ):
+        train()
+    assert not (tmp_path / "store" / "cache").exists()
+
+
+def test_a_live_teacher_whose_logits_are_not_finite_is_named(infinite, train):
+    with pytest.raises(
+        NumericError, match=r"the teacher's logits are NaN or infinite in epoch 1, step 1\. It is the teacher"
+    ):
+        train(cache="off")
 
 
 def test_a_small_teacher_runs_live(train):
