@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import kd
 from kd import checksums, leftovers, sync
+from kd.entry_files import check_weights, read_meta
 from kd.errors import DataError, StoreError
-from kd.files import CACHE, CONFIG, ENTRIES, ENTRY_BYTES, LOGITS, META, RESULT, WEIGHTS, sha256
+from kd.files import CACHE, CONFIG, ENTRIES, ENTRY_BYTES, LOGITS, META, RESULT, WEIGHTS
 from kd.tracking import server
-from kd.weight_files import read_header
 
 NEEDED = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "safetensors", "scikit-learn", "filelock")
 LEAST = {
@@ -177,14 +177,16 @@ def dashboards(outputs: Path) -> Iterator[Line]:
 
 
 def entries(root: Path) -> Iterator[Line]:
-    """Every network in the store: its description, its file's structure, and its SHA-256."""
+    """Every network in the store: its description, its curves, its weights, each against its SHA-256."""
     if not root.is_dir():
         yield Line("ok", "store", f"{root}: nothing trained yet")
         return
     count, size = 0, 0
     for folder in (folder for folder in _folders(root) if folder.name != CACHE):
-        if problem := _problem(folder):
-            yield Line("bad", "store", f"{folder}: {problem}. Delete the folder; the network is then trained again.")
+        try:
+            check_weights(folder, read_meta(folder))
+        except (StoreError, OSError) as error:
+            yield Line("bad", "store", str(error))
         else:
             count, size = count + 1, size + (folder / WEIGHTS).stat().st_size
     yield Line("ok", "store", f"{count} networks in {root}, {size / 1e6:,.1f} MB, each as it was stored")
@@ -236,23 +238,6 @@ def left_over(outputs: Path, store: Path, *, fix: bool) -> Iterator[Line]:
             yield Line("bad", "leftovers", f"{path} cannot be removed: {error.strerror}.")
         else:
             yield Line("ok", "leftovers", f"removed {path}")
-
-
-def _problem(folder: Path) -> str:
-    """What is wrong with a store entry; "" if nothing."""
-    try:
-        links = [path.name for path in (folder, folder / META, folder / WEIGHTS) if path.is_symlink()]
-        if links:
-            return f"{links[0]} is a symbolic link"
-        recorded = json.loads((folder / META).read_text(encoding="utf-8"))["sha256"]
-        if sha256(folder / WEIGHTS) != recorded:
-            return f"{WEIGHTS} is damaged: its SHA-256 is not that in {META}"
-        read_header(folder / WEIGHTS)
-    except StoreError as error:
-        return str(error).rstrip(".")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"it cannot be read ({type(error).__name__}: {str(error)[:100]})"
-    return ""
 
 
 def _gpus() -> list[str]:

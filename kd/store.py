@@ -1,7 +1,7 @@
 """The store: trained networks, each under the hash of everything that determines its weights.
 
     <root>/<key>/weights.safetensors   nothing pickled
-    <root>/<key>/meta.json             recipe, class names, normalisation, validation metrics, sha256 of the weights
+    <root>/<key>/meta.json             recipe, class names, normalisation, validation metrics, hashes (`kd.entry_files`)
     <root>/<key>/metrics.csv           the curves of its training
     <root>/<key>.lock                  held while it is trained
 
@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kd.entry_files import check_weights, read_meta, sealed
 from kd.errors import StoreError
-from kd.files import META, METRICS, WEIGHTS, sha256, sync_folder, write_json
+from kd.files import META, METRICS, WEIGHTS, sync_folder, write_json
 from kd.locks import SHARED
 from kd.weight_files import read_header
 
@@ -63,14 +64,8 @@ class Entry:
 
     def weights(self) -> dict[str, Tensor]:
         """Read the entry's weights. Raises `StoreError` if the file is not the one that was stored."""
-        path = self.folder / WEIGHTS
-        found = sha256(path)
-        if found != self.meta["sha256"]:
-            raise StoreError(
-                f"{path} is damaged: its SHA-256 is {found[:16]}..., {META} says {self.meta['sha256'][:16]}.... "
-                f"Delete the folder {self.folder}; the network is then trained again."
-            )
-        return read_weights(path)
+        check_weights(self.folder, self.meta)
+        return read_weights(self.folder / WEIGHTS)
 
 
 class Store:
@@ -92,16 +87,7 @@ class Store:
         folder = self._folder(key)
         if not folder.is_dir():
             return None
-        self._refuse_links(folder)
-        try:
-            meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            if not (folder / WEIGHTS).is_file() or not isinstance(meta["sha256"], str):
-                raise ValueError(f"no {WEIGHTS}, or no hash of it")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StoreError(
-                f"The store entry {folder} cannot be read ({error}). Delete it; the network is then trained again."
-            ) from error
-        return Entry(key, folder, meta)
+        return Entry(key, folder, read_meta(folder))
 
     def put(self, key: str, network: nn.Module, meta: dict[str, Any], metrics_csv: Path | None = None) -> Entry:
         """Write an entry, instead of an earlier one of that key, and return it."""
@@ -109,10 +95,10 @@ class Store:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save_weights(network, temporary / WEIGHTS, meta)
-        meta = {**meta, "key": key, "sha256": sha256(temporary / WEIGHTS)}
-        write_json(temporary / META, meta)
         if metrics_csv is not None and metrics_csv.is_file():
             shutil.copyfile(metrics_csv, temporary / METRICS)
+        meta = sealed(temporary, {**meta, "key": key})
+        write_json(temporary / META, meta)
         if folder.is_dir():  # a folder does not replace one with files in it
             shutil.rmtree(folder)
         temporary.replace(folder)
@@ -124,15 +110,6 @@ class Store:
         if not KEY.fullmatch(key):
             raise StoreError(f"{key!r:.80} is no key of the store {self.root}: letters, digits and -_. only.")
         return self.root / key
-
-    def _refuse_links(self, folder: Path) -> None:
-        """The whole store may be a link; an entry that is one, or has one in it, could be any file of the machine."""
-        for path in (folder, *(folder / name for name in (WEIGHTS, META, METRICS))):
-            if path.is_symlink():
-                raise StoreError(
-                    f"{path} is a symbolic link to {path.readlink()}: nothing in a store is. Put the files themselves "
-                    "there, or delete the link; the network is then trained again."
-                )
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:

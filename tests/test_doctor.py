@@ -85,6 +85,10 @@ def damage_link(entry: Path) -> None:
 
 DAMAGES = {
     "a bit": (damage_bytes, "SHA-256"),
+    "a digit": (
+        lambda entry: (entry / "meta.json").write_text((entry / "meta.json").read_text().replace(KEY, KEY[::-1])),
+        "meta.json is damaged: it is not what was stored",
+    ),
     "no weights": (lambda entry: (entry / "weights.safetensors").unlink(), "FileNotFoundError"),
     "no description": (lambda entry: (entry / "meta.json").unlink(), "FileNotFoundError"),
     "no json": (lambda entry: (entry / "meta.json").write_text("["), "cannot be read"),

@@ -12,8 +12,8 @@ from torch import nn
 
 from kd import store as store_module
 from kd.errors import StoreError
-from kd.files import write_json
-from kd.store import META, WEIGHTS, Store, read_weights, recipe_key, save_weights, sha256
+from kd.files import sha256, write_json
+from kd.store import META, METRICS, WEIGHTS, Store, read_weights, recipe_key, save_weights
 
 KEY = "0123456789abcdef"
 RECIPE = {"b": [1, 2.5], "a": {"y": None, "x": "é"}}
@@ -162,7 +162,7 @@ class PowerCut(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", ["save_weights", "write_json", "sha256"])
+@pytest.mark.parametrize("step", ["save_weights", "write_json", "sealed"])
 def test_a_crash_while_writing_leaves_no_entry(store, step, monkeypatch):
     original, reached = getattr(store_module, step), []
 
@@ -219,14 +219,34 @@ def test_truncated_weights(store):
 def test_damaged_meta(store, content):
     entry = store.put(KEY, network(), {})
     (entry.folder / META).write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(StoreError, match=f"{KEY} cannot be read.*Delete it"):
+    with pytest.raises(StoreError, match=f"{KEY}: it cannot be read.*Delete the folder"):
         store.get(KEY)
+
+
+@pytest.mark.parametrize("name", [META, METRICS])
+def test_a_changed_digit_is_noticed(store, tmp_path, name):
+    (tmp_path / "curves").write_text("epoch,value\n0,0.71\n")
+    entry = store.put(KEY, network(), {"val": {"accuracy": 0.71}, "by": ("tuple", 1)}, tmp_path / "curves")
+    assert store.get(KEY) == entry
+    path = entry.folder / name
+    path.write_text(path.read_text().replace("0.71", "0.91"))
+    with pytest.raises(
+        StoreError, match=rf"{KEY}: {name} is damaged: .*Delete the folder; the network is then trained"
+    ):
+        store.get(KEY)
+
+
+def test_an_entry_of_an_earlier_version_has_no_seal(store):
+    folder = store.put(KEY, network(), {"number": 1}).folder
+    meta = json.loads((folder / META).read_text())
+    write_json(folder / META, {name: value for name, value in meta.items() if name != "seal"})
+    assert store.get(KEY).meta["number"] == 1
 
 
 @pytest.mark.parametrize("name", [META, WEIGHTS])
 def test_an_entry_without_one_of_its_files(store, name):
     (store.put(KEY, network(), {}).folder / name).unlink()
-    with pytest.raises(StoreError, match=f"{KEY} cannot be read"):
+    with pytest.raises(StoreError, match=f"{KEY}: it cannot be read"):
         store.get(KEY)
 
 
