@@ -55,13 +55,13 @@ def _start(command: list[str], environment: dict[str, str]) -> Process:
 
 
 def _outcome(started: list[Process]) -> int:
-    """Wait for all processes, not for long after the first has ended."""
+    """Wait for all processes, not for long after one has failed or the first, which does what is left, has ended."""
     first: tuple[int, int] | None = None  # rank and status of the first failure
     ended_at: float | None = None
     told = False
     while any(statuses := [process.poll() is None for process in started]):
         first = first or _failure(started)
-        if ended_at is None and not all(statuses):
+        if ended_at is None and (first is not None or not statuses[0]):
             ended_at = time.monotonic()
         late = 0.0 if ended_at is None else time.monotonic() - ended_at
         if late > GRACE_S and not told:

@@ -218,6 +218,7 @@ def member(tmp_path, monkeypatch, alone):
     ("acts", "status"),
     [
         ((), 0),
+        (("0:wait:3",), 0),  # the others have ended well, and the first takes its time
         (("0:exit:4", "1:wait:60", "2:wait:60"), 4),
         (("1:exit:3", "0:wait:60", "2:wait:60"), 3),
         (("1:kill:9", "0:wait:60", "2:wait:60"), 137),
