@@ -115,9 +115,8 @@ class WarnAtChance(Callback):
     been seen to leave one dead.
     """
 
-    def __init__(self, say: Callable[[str], None], classes: int, images: int) -> None:
-        self.say, self.images = say, images
-        self.chance = 1 / classes
+    def __init__(self, say: Callable[[str], None], chance: float, images: int) -> None:
+        self.say, self.chance, self.images = say, chance, images
         self.can_tell = standard_error(images, self.chance) <= self.chance
         self.told = False
 

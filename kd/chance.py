@@ -2,6 +2,9 @@
 
 import math
 
+from kd.data.base import DistillationData
+from kd.errors import ConfigError
+
 STANDARD_ERRORS = 3.0  # above the accuracy of guessing; one in 700 networks that guess is taken for better
 
 
@@ -13,3 +16,14 @@ def near_chance(accuracy: float, images: int, chance: float, errors: float = STA
 def standard_error(images: int, chance: float) -> float:
     """Of the accuracy that guessing has on so many images."""
     return math.sqrt(chance * (1 - chance) / images)
+
+
+def guessing(data: DistillationData, arm: str) -> float:
+    """The accuracy of always naming the most frequent of the classes that an arm sees."""
+    unseen = set(data.omit) if arm in data.omit_from else set()
+    try:
+        shares: list[float] = data.class_shares()
+    except ConfigError:  # data of the user's own do not say
+        shares = [1 / data.num_classes] * data.num_classes
+    seen = [share for label, share in enumerate(shares) if label not in unseen]
+    return max(seen) / sum(seen)

@@ -3,7 +3,7 @@
 import torch
 
 from kd import build
-from kd.chance import near_chance
+from kd.chance import guessing, near_chance
 from kd.data import DistillationData, View
 from kd.errors import ConfigError
 from kd.evaluate import predictions
@@ -39,7 +39,7 @@ def question(recipe: Recipe, trained: Entry, data: DistillationData, settings: T
 
 
 def _question(accuracy: float, images: int, data: DistillationData, which: str) -> None:
-    chance = _chance(data)
+    chance = guessing(data, "teacher")
     if near_chance(accuracy, images, chance):
         raise ConfigError(
             f"Teacher validation accuracy {accuracy:.1%} ({which}, on {images:,} images), and guessing has "
@@ -47,14 +47,3 @@ def _question(accuracy: float, images: int, data: DistillationData, which: str) 
             "(teacher.max_epochs) or with another learning rate, choose another network or file, or, if the images are "
             "few, ask more of them (data.val)."
         )
-
-
-def _chance(data: DistillationData) -> float:
-    """The accuracy of always naming the most frequent class that a teacher sees."""
-    unseen = set(data.omit) if "teacher" in data.omit_from else set()
-    try:
-        shares: list[float] = data.class_shares()
-    except ConfigError:  # data of the user's own do not say
-        shares = [1 / data.num_classes] * data.num_classes
-    seen = [share for label, share in enumerate(shares) if label not in unseen]
-    return max(seen) / sum(seen)

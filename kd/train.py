@@ -13,6 +13,7 @@ from torch import nn
 from kd import build, checkpoints
 from kd.cached_teacher import Cached
 from kd.callbacks import KeepBest, ShowProgress, Speed, WarnAtChance
+from kd.chance import guessing
 from kd.checkpoints import Found
 from kd.curves import TidyCsv, read_metrics
 from kd.data import DistillationData, ImageData
@@ -235,7 +236,8 @@ class Trainings:
             curves.resume(found.epochs if found else 0)
             loggers = [curves, self.start_logger(recipe, read_metrics(curves.path))]
             if images := self.data.counts()["val"]:
-                callbacks.append(WarnAtChance(lambda text: self._say(recipe, text), self.data.num_classes, images))
+                chance = guessing(self.data, recipe.view.arm)
+                callbacks.append(WarnAtChance(lambda text: self._say(recipe, text), chance, images))
             callbacks.append(ShowProgress(self.console, recipe.label, speed))
             self.team.announce(
                 {"network": recipe.key, "folder": str(self.folder), "begun": found.digest if found else ""}

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from kd import checkpoints
 from kd.cached_teacher import Cached
 from kd.callbacks import Speed, WarnAtChance
+from kd.chance import guessing
 from kd.checkpoints import CheckedIO, Found
 from kd.curves import TidyCsv
 from kd.data import ImageData
@@ -112,7 +113,7 @@ def _group(trainings: Trainings, recipes: Sequence[Recipe], way: str) -> tuple[l
         module, model = trainings.module(recipe, teacher)
         teacher = module.teacher
         say, images = _sayer(trainings, module.objective.describe()), data.counts()["val"]
-        at_chance = WarnAtChance(say, data.num_classes, images) if images else None
+        at_chance = WarnAtChance(say, guessing(data, recipe.view.arm), images) if images else None
         curves = TidyCsv(trainings.folder / f"{recipe.key}.csv", recipe.label)
         members.append(Member(recipe, module, model, curves, at_chance))
     assert teacher is not None

@@ -210,7 +210,7 @@ def test_a_student_at_chance_is_named_once(tmp_path, monkeypatch):
     case.together("looped", "cut")
     (warning,) = (line for line in case.console.file.getvalue().splitlines() if "warning" in line)
     assert warning.startswith(f"{case.recipes[0].objective().describe()}  warning: validation accuracy")
-    assert "after epoch 1, where guessing has 10.0%" in warning and "T^2 = 400" in warning
+    assert "after epoch 1, where guessing has 10.9%" in warning and "T^2 = 400" in warning
 
 
 def test_a_student_whose_last_step_breaks_it_is_not_stored(tmp_path):
