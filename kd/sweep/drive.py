@@ -94,7 +94,8 @@ class Work:
             some = "; ".join(job.words for job in apart[:NAMED]) + ("; ..." if len(apart) > NAMED else "")
             self.summary.note(f"{len(apart)} students are trained by their jobs ({some}): {reason}")
         if found.tasks:
-            self.summary.note(f"{found.students} students are trained in {len(found.tasks)} groups first")
+            in_groups = f"{len(found.tasks)} groups" if len(found.tasks) > 1 else "one group"
+            self.summary.note(f"{found.students} students are trained in {in_groups} first")
         for outcome in self.launcher.run(found.tasks):
             self.summary.network(outcome)
             if outcome.state == FAILED:
