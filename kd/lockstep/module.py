@@ -14,7 +14,7 @@ from kd.curves import TidyCsv
 from kd.data.images import ImageData
 from kd.data.keyed import key_seed
 from kd.distiller import Distiller, Sums
-from kd.finite import broken_weights
+from kd.finite import Watch, broken_weights
 from kd.lockstep.choose import Choice, choose, make
 from kd.lockstep.ways import Learner, Way, draws
 from kd.recipe import Node, Recipe
@@ -75,7 +75,7 @@ class Lockstep(L.LightningModule):
     """Trains students that share seed, data and teacher, each with its own loss, optimiser and random draws.
 
     `way` is "stacked", "looped", or "auto": whichever is faster on the first batch. A student whose loss is not finite
-    at the end of an epoch is told to `say` and left out of the following ones; the others go on.
+    is told to `say` and left out from that step on (on a GPU: as soon as it is known); the others go on.
     """
 
     strict_loading = False  # the members' states have a place of their own in a checkpoint
@@ -95,6 +95,8 @@ class Lockstep(L.LightningModule):
         self.students = len(members)  # that the group began with
         self._ways: list[Way] = []
         self._is_new_epoch = True
+        self._step = 0  # of this epoch, from 1
+        self._watch = Watch()
         self._layout: torch.memory_format | None = None
         self._validated: list[Sums] = []
 
@@ -127,7 +129,7 @@ class Lockstep(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         # as a student alone: its draws follow from (seed, epoch)
         torch.manual_seed(key_seed(self.members[0].recipe.seed, self.current_epoch))
-        self._is_new_epoch = True
+        self._is_new_epoch, self._step = True, 0
         for member in self.active:
             assert member.learner is not None
             member.learner.sums = Sums()
@@ -159,6 +161,8 @@ class Lockstep(L.LightningModule):
             member.learner.sums = Sums.from_state(own["sums"], self.device)
             member.learner.pending = Sums.from_state(own["pending"], self.device)
             member.learner.draws = own["draws"]
+            seen = member.learner.sums.count + member.learner.pending.count
+            self._step = math.ceil(seen / self.data.batch_size)
         self._is_new_epoch = False
 
     def training_step(self, dataloader_iter: Iterator[Any]) -> None:
@@ -169,7 +173,9 @@ class Lockstep(L.LightningModule):
             self.step(Batch(*parts))
 
     def step(self, batch: Batch) -> None:
-        """Ask the teacher, and train every student."""
+        """Ask the teacher, and train every student that has not failed."""
+        if not self.active:
+            return
         if self._layout is None:
             self._layout = self._prepared(batch)
         batch = batch._replace(image=batch.image.contiguous(memory_format=self._layout))
@@ -182,6 +188,9 @@ class Lockstep(L.LightningModule):
             self._ways = self._chosen(batch, teacher)
         for way in self._ways:
             way.step(batch, teacher)
+        self._step += 1
+        if bad := self._watch.see(self._step, {"loss": torch.stack([way.losses.sum() for way in self._ways]).sum()}):
+            self._part(bad.step)
 
     def _prepared(self, batch: Batch) -> torch.memory_format:
         """Let the teacher get ready, and return how images are laid out: as for a student alone."""
@@ -213,25 +222,38 @@ class Lockstep(L.LightningModule):
         """After the last step, before validation: read the epoch's means, and part with students that have failed."""
         if not self.trainer.is_last_batch:
             return
+        bad = self._watch.look()
+        self._part(bad.step if bad else None)
+        for member in self.active:
+            assert member.learner is not None
+            if broken := broken_weights(member.module):
+                self._leave_out(
+                    member, f"weights became NaN or infinite in epoch {self.current_epoch + 1} ({broken[0]})"
+                )
+            rate = member.learner.optimizer.param_groups[0]["lr"]
+            member.module.epoch_means["train"] = {**member.learner.sums.means(), "lr": rate}
+        if not self.active:
+            self.trainer.should_stop = True
+
+    def _part(self, step: int | None) -> None:
+        """Give the students all they have learned; leave out those whose losses, or sums of them, are not finite."""
         for way in self._ways:
             way.settle()
             way.sum_up()
-        active = self.active
-        for member in active:
+        for member in self.active:
             assert member.learner is not None
             means = member.learner.sums.means()
             if broken := [name for name, value in means.items() if not math.isfinite(value)]:
-                member.failure = f"{', '.join(broken)} became NaN or infinite in epoch {self.current_epoch + 1}"
-            elif broken := broken_weights(member.module):
-                member.failure = f"weights became NaN or infinite in epoch {self.current_epoch + 1} ({broken[0]})"
-            if member.failure:
-                self.say(f"left out: {member.module.objective.describe()}: {member.failure}")
-            means["lr"] = member.learner.optimizer.param_groups[0]["lr"]
-            member.module.epoch_means["train"] = means
-        if len(self.active) < len(active):
-            self._ways = []
-        if not self.active:
-            self.trainer.should_stop = True
+                rate = member.learner.optimizer.param_groups[0]["lr"]
+                at = f"epoch {self.current_epoch + 1}" + (f", step {step}" if step else "")
+                self._leave_out(
+                    member, f"{', '.join(broken)} became NaN or infinite in {at} (learning rate {rate:.3g})"
+                )
+
+    def _leave_out(self, member: Member, why: str) -> None:
+        member.failure = why
+        self._ways = []  # made anew of the others
+        self.say(f"left out: {member.module.objective.describe()}: {why}")
 
     def on_validation_epoch_start(self) -> None:
         self._validated = [Sums() for _ in self.active]
@@ -274,9 +296,3 @@ class Lockstep(L.LightningModule):
             self.way = checkpoint["way"]
         for member in self.members:
             member.load_state_dict(checkpoint["members"][member.recipe.key])
-
-
-def spread(values: Sequence[float]) -> str:
-    """`0.412`, or `0.412 to 0.987` for values that differ."""
-    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
-    return low if low == high else f"{low} to {high}"

@@ -18,7 +18,7 @@ from kd.data import ImageData
 from kd.errors import StoreError
 from kd.fit import fit
 from kd.lockstep.choose import Choice
-from kd.lockstep.module import Lockstep, Member, spread
+from kd.lockstep.module import Lockstep, Member
 from kd.recipe import Recipe
 from kd.saving import Save, checkpoint_size, refuse_other_calls
 from kd.seals import Unchanged
@@ -188,3 +188,9 @@ def _sayer(trainings: Trainings, which: str = "students") -> Callable[[str], Non
         trainings.console.print(f"{which}  {text}", highlight=False, markup=False, soft_wrap=True)
 
     return say
+
+
+def spread(values: Sequence[float]) -> str:
+    """`0.412`, or `0.412 to 0.987` for values that differ."""
+    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
+    return low if low == high else f"{low} to {high}"

@@ -76,6 +76,7 @@ class Way(ABC):
     """Makes the steps of some learners."""
 
     name: str
+    losses: Tensor  # of each learner at the latest step (K,), detached
 
     def __init__(self, learners: Sequence[Learner]) -> None:
         self.learners = list(learners)
@@ -107,11 +108,13 @@ class Looped(Way):
             learner.pending = Sums()
 
     def step(self, batch: Batch, teacher: Output | None) -> None:
+        losses = []
         for learner in self.learners:
             restore_draws(learner.draws, batch.image.device)
             student = learner.student(batch.image) if learner.objective.needs_student else NOTHING
             loss, terms = learner.objective(student, teacher, batch)
             note(learner.sums, batch, loss, terms)
+            losses.append(loss.detach())
             with torch.autocast(loss.device.type, enabled=False):  # it is for forward passes
                 learner.optimizer.zero_grad()
                 loss.backward()
@@ -120,6 +123,7 @@ class Looped(Way):
                 learner.optimizer.step()
             learner.schedule.step()
             learner.draws = draws(batch.image.device)
+        self.losses = torch.stack(losses)
 
 
 class Stacked(Way):
@@ -151,6 +155,7 @@ class Stacked(Way):
         restore_draws(self.learners[0].draws, batch.image.device)
         logits, taps = self._forward(batch.image)
         losses = self._losses(logits, taps, teacher, batch)
+        self.losses = losses.detach()
         with torch.autocast(losses.device.type, enabled=False):
             self.optimizer.zero_grad()
             losses.sum().backward()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 from collections import namedtuple
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from kd import build
 from kd.curves import read_metrics
-from kd.errors import ConfigError, StoreError
+from kd.errors import ConfigError, NumericError, StoreError
 from kd.lockstep import choose, train
 from kd.lockstep.module import Lockstep
 from kd.lockstep.train import train_together
@@ -191,16 +192,49 @@ def test_losses_with_parameters_and_layers_are_looped(tmp_path):
 
 @pytest.mark.parametrize("way", ["looped", "stacked"])
 def test_a_student_that_breaks_is_left_out_and_the_others_go_on(tmp_path, way):
-    grid = [*GRID[:3], ("method.terms.kd.weight=1e38", "method.alpha=null", "method.beta=1", "method.temperature=9")]
+    grid = [*GRID[:3], ("method.terms.kd.weight=3e38", "method.alpha=null", "method.beta=1", "method.temperature=9")]
     case = bench(tmp_path, *MLP, "trainer.max_epochs=3", grid=grid)
     *healthy, broken = case.recipes
     done = case.together(way)
     assert set(done.entries) == {recipe.key for recipe in healthy}
-    assert "became NaN or infinite in epoch 1" in done.left[broken.key]
     assert Store(tmp_path / "together").get(broken.key) is None
     trainings = case.trainings("alone")
+    with pytest.raises(NumericError) as alone:
+        trainings.obtain(broken)
+    at = re.search(r"NaN or infinite in epoch 1, step \d+ \(learning rate", str(alone.value))
+    assert at and at[0] in done.left[broken.key]
     for recipe in healthy:
         assert furthest(done.entries[recipe.key].weights(), trainings.obtain(recipe).weights()) < 1e-5
+
+
+@pytest.mark.parametrize("way", ["looped", "stacked"])
+def test_a_student_that_breaks_within_an_epoch_is_left_out_at_that_step(tmp_path, way, monkeypatch):
+    """It sees no further batch; the others, and what they have logged, are as if it had not been there."""
+    case = bench(tmp_path, *MLP, "trainer.max_epochs=3", grid=GRID[:3])
+    *healthy, broken = case.recipes
+    steps, step = case.data.steps_per_epoch(), Lockstep.step
+    assert steps > 3
+    trained = []
+
+    def breaking(self, batch):
+        trained.append(len(self.active))
+        if len(trained) == steps + 3:
+            next(self.members[-1].module.student.parameters()).data.fill_(float("inf"))
+        step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lockstep, "step", breaking)
+        done = case.together(way)
+    assert (
+        "loss" in done.left[broken.key] and "NaN or infinite in epoch 2, step 3 (learning rate" in done.left[broken.key]
+    )
+    assert trained == [3] * (steps + 3) + [2] * (2 * steps - 3)
+    alone = case.trainings("alone")
+    for recipe in healthy:
+        expected = alone.obtain(recipe)
+        assert furthest(done.entries[recipe.key].weights(), expected.weights()) < (1e-5 if way == "stacked" else 1e-30)
+        rows, wanted = read_metrics(done.entries[recipe.key].metrics_csv), read_metrics(expected.metrics_csv)
+        assert [row["name"] for row in rows] == [row["name"] for row in wanted]
 
 
 def test_a_student_at_chance_is_named_once(tmp_path, monkeypatch):
