@@ -20,11 +20,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from kd.errors import StoreError
-from kd.files import ENTRIES, ENTRY_BYTES, LOGITS, META, write_json
+from kd.files import ENTRIES, ENTRY_BYTES, LOGITS, META, link_in, write_json
 from kd.locks import LOCK, SHARED
 
 RECORD = np.dtype([("entry", "<u4"), ("hash", "<u4")])
 assert RECORD.itemsize == ENTRY_BYTES
+FILES = (META, LOGITS, ENTRIES, LOCK)
 BITS = {2: "<u2", 4: "<u4", 8: "<u8"}  # how the bytes of a logit are kept: as they are
 MIXER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -46,7 +47,8 @@ class CacheFile:
     @classmethod
     def find(cls, folder: Path, identity: dict[str, Any]) -> Self | None:
         """The file in this folder; None if there is none."""
-        _refuse_links(folder)
+        if link := link_in(folder, *FILES):
+            raise StoreError(f"{folder}: {link}, which nothing in a teacher cache is. {_remedy(folder)}")
         if not folder.is_dir():
             return None
         try:
@@ -151,15 +153,6 @@ def hashes(entries: np.ndarray, bits: np.ndarray) -> np.ndarray:
     for column in bits.T:
         found = ((found ^ (found >> np.uint64(29))) ^ column.astype(np.uint64)) * MIXER
     return (found >> np.uint64(32)).astype(np.uint32)
-
-
-def _refuse_links(folder: Path) -> None:
-    """What is written through a link could be any file of the machine."""
-    for path in (folder, *(folder / name for name in (META, LOGITS, ENTRIES, LOCK))):
-        if path.is_symlink():
-            raise StoreError(
-                f"{path} is a symbolic link to {path.readlink()}: no teacher cache has one. {_remedy(folder)}"
-            )
 
 
 def _append(path: Path, at: int, content: bytes) -> None:

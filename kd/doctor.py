@@ -24,7 +24,7 @@ import kd
 from kd import checksums, leftovers, sync
 from kd.entry_files import check_weights, read_meta
 from kd.errors import DataError, StoreError
-from kd.files import CACHE, CONFIG, ENTRIES, ENTRY_BYTES, LOGITS, META, RESULT, WEIGHTS
+from kd.files import CACHE, CONFIG, ENTRIES, ENTRY_BYTES, LOGITS, META, RESULT, WEIGHTS, link_in
 from kd.tracking import server
 
 NEEDED = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "safetensors", "scikit-learn", "filelock")
@@ -197,6 +197,8 @@ def caches(root: Path) -> Iterator[Line]:
     count, size = 0, 0
     for folder in _folders(root / CACHE) if (root / CACHE).is_dir() else ():
         try:
+            if link := link_in(folder, META, LOGITS, ENTRIES):
+                raise ValueError(link)
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             row, entries = meta["itemsize"] * meta["classes"], (folder / ENTRIES).stat().st_size // ENTRY_BYTES
             if (found := (folder / LOGITS).stat().st_size) < entries * row:

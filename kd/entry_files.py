@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import StoreError
-from kd.files import META, METRICS, WEIGHTS, sha256
+from kd.files import META, METRICS, WEIGHTS, link_in, sha256
 from kd.weight_files import read_header
 
 SEAL = "seal"  # the hash of all else in meta.json
@@ -26,7 +26,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
     An entry of an earlier version has no seal; its weights' hash is all there is. Raises `StoreError`.
     """
-    _refuse_links(folder)
+    if link := link_in(folder, WEIGHTS, META, METRICS):  # the whole store may be one
+        raise _damaged(folder, f"{link}, which nothing in a store is")
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
         if not (folder / WEIGHTS).is_file():
@@ -34,33 +35,26 @@ def read_meta(folder: Path) -> dict[str, Any]:
         if not isinstance(meta["sha256"], str):
             raise TypeError(f"its hash of {WEIGHTS} is {meta['sha256']!r:.40}")
         if SEAL in meta and meta[SEAL] != _seal({name: value for name, value in meta.items() if name != SEAL}):
-            raise damaged(folder, f"{META} is damaged: it is not what was stored")
+            raise _damaged(folder, f"{META} is damaged: it is not what was stored")
         if CURVES in meta and sha256(folder / METRICS) != meta[CURVES]:
-            raise damaged(folder, f"{METRICS} is damaged: its SHA-256 is not that in {META}")
+            raise _damaged(folder, f"{METRICS} is damaged: its SHA-256 is not that in {META}")
     except StoreError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(folder, f"it cannot be read ({type(error).__name__}: {str(error)[:100]})") from error
+        raise _damaged(folder, f"it cannot be read ({type(error).__name__}: {str(error)[:100]})") from error
     return meta
 
 
 def check_weights(folder: Path, meta: dict[str, Any]) -> None:
     """Raise `StoreError` if an entry's weights are not those that were stored."""
     if sha256(folder / WEIGHTS) != meta["sha256"]:
-        raise damaged(folder, f"{WEIGHTS} is damaged: its SHA-256 is not that in {META}")
+        raise _damaged(folder, f"{WEIGHTS} is damaged: its SHA-256 is not that in {META}")
     read_header(folder / WEIGHTS)
 
 
-def damaged(folder: Path, what: str) -> StoreError:
+def _damaged(folder: Path, what: str) -> StoreError:
     return StoreError(f"{folder}: {what}. Delete the folder; the network is then trained again.")
 
 
 def _seal(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_links(folder: Path) -> None:
-    """The whole store may be a link; an entry that is one, or has one in it, could be any file of the machine."""
-    for path in (folder, *(folder / name for name in (WEIGHTS, META, METRICS))):
-        if path.is_symlink():
-            raise damaged(folder, f"{path.name} is a symbolic link to {path.readlink()}, which nothing in a store is")

@@ -36,6 +36,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def link_in(folder: Path, *names: str) -> str | None:
+    """Words for a symbolic link among a folder and these files in it: it could lead to any file of the machine."""
+    for path in (folder, *(folder / name for name in names)):
+        if path.is_symlink():
+            return f"{path.name} is a symbolic link to {path.readlink()}"
+    return None
+
+
 def write_error(folder: Path, error: BaseException) -> str:
     """Leave error.txt in a folder, if there is room, and return its message. The first error of several stays."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

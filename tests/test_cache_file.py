@@ -131,7 +131,7 @@ def test_nothing_is_written_through_a_link(name, tmp_path):
     path = tmp_path / "c" / name
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match=r"is a symbolic link to .*elsewhere: no teacher cache has one"):
+    with pytest.raises(StoreError, match=r"is a symbolic link to .*elsewhere, which nothing in a teacher cache is"):
         CacheFile.find(tmp_path / "c", IDENTITY)
 
 

@@ -130,6 +130,10 @@ def test_a_teacher_cache_is_no_network_and_is_looked_at_too(capsys):
     assert level == "bad" and "logits.bin has 13 bytes, 2 entries need 24" in words and "Delete the folder" in words
     assert Path("outputs/store/cache/0123").is_dir()
 
+    Path("outputs/store/cache/0123/meta.json").rename("elsewhere")
+    Path("outputs/store/cache/0123/meta.json").symlink_to(Path("elsewhere").absolute())
+    assert "meta.json is a symbolic link to " in lines(capsys, status=1)["cache"][0][1]
+
 
 def leave(pid: int) -> list[Path]:
     """What a process of this number may leave half written."""
