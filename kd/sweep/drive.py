@@ -92,7 +92,8 @@ class Work:
         found = groups(plans, jobs, self.folder, self.group)
         for reason, apart in found.apart.items():
             some = "; ".join(job.words for job in apart[:NAMED]) + ("; ..." if len(apart) > NAMED else "")
-            self.summary.note(f"{len(apart)} students are trained by their jobs ({some}): {reason}")
+            are = "students are trained by their jobs" if len(apart) > 1 else "student is trained by its job"
+            self.summary.note(f"{len(apart)} {are} ({some}): {reason}")
         if found.tasks:
             in_groups = f"{len(found.tasks)} groups" if len(found.tasks) > 1 else "one group"
             self.summary.note(f"{found.students} students are trained in {in_groups} first")

@@ -177,7 +177,7 @@ def test_a_damaged_network_in_the_store_stops_no_other(command):
     (command.folder / "outputs" / "store" / key / "meta.json").write_text("{")
     done = command(*given, "sweep=together")
     assert done.status == 6
-    assert "1 students are trained by their jobs (temperature=2): outputs/store/" in done.out
+    assert "1 student is trained by its job (temperature=2): outputs/store/" in done.out
     assert "it cannot be read (JSONDecodeError" in done.out
     assert sorted(job["state"] for job in read_sweep(next(command.folder.glob("outputs/*/sweep-*")))["jobs"]) == [
         "done", "done", "failed",
