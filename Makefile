@@ -15,7 +15,7 @@ run: setup  ## run the embedded default experiment
 	@$(BIN)/python -m kd.run $(ARGS)
 
 test: .venv/dev.stamp  ## run the tests
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: .venv/dev.stamp  ## check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
