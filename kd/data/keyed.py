@@ -33,12 +33,18 @@ def mix(value: Tensor) -> Tensor:
 
 def draws(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
     """Return `count` independent 32-bit draws for each image: int64 (B, count) in [0, 2^32), on `index`'s device."""
-    key = mix(mix(index) ^ _epoch_key(seed, epoch))
+    return draws_by(epoch_key(seed, epoch), index, count)
+
+
+def draws_by(key: int | Tensor, index: Tensor, count: int) -> Tensor:
+    """Return `draws` from the epoch's key, which as a tensor () does not become part of compiled code."""
+    key = mix(mix(index) ^ key)
     return mix(key.unsqueeze(1) + torch.arange(1, count + 1, device=index.device) * 0x9E3779B9)
 
 
 @lru_cache(maxsize=64)
-def _epoch_key(seed: int, epoch: int) -> int:
+def epoch_key(seed: int, epoch: int) -> int:
+    """Return what all draws of an epoch start from."""
     return int(mix(mix(torch.tensor(seed)) + epoch))  # on the CPU: a tensor sent to a GPU would be waited for
 
 

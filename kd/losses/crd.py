@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.check import integer, number
-from kd.data.keyed import below, draws, mix
+from kd.data.keyed import below, draws_by, epoch_key, mix
 from kd.errors import ConfigError
 from kd.losses._gather import gathered
 from kd.losses._numeric import full_precision, outside_autocast
@@ -138,6 +138,7 @@ class CRD(FeatureTerm):
     index_to_row: Tensor
     first: Tensor
     count: Tensor
+    key: Tensor
 
     def __init__(
         self,
@@ -157,7 +158,8 @@ class CRD(FeatureTerm):
                 f"Expected `momentum` to be below 1, but got {momentum!r}: the memories would never learn."
             )
         self.dimension = integer("dimension", dimension, low=1)
-        self.epoch = 0
+        self.epoch = self.seed = 0
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def build(self, setting: Setting) -> None:
         pairs = self.pairs(setting.student, setting.teacher)
@@ -169,6 +171,7 @@ class CRD(FeatureTerm):
                 "Use a dataset that numbers its images, or another method."
             )
         self.seed = setting.seed
+        self.begin_epoch(self.epoch)
         ours, theirs = pairs[0]
         self.embed_student = nn.Linear(ours.shape[1], self.dimension)
         self.embed_teacher = nn.Linear(theirs.shape[1], self.dimension)
@@ -196,12 +199,13 @@ class CRD(FeatureTerm):
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+        self.key.fill_(epoch_key(self.seed, epoch))
 
     def candidates(self, index: Tensor) -> Tensor:
         """Return the rows of images (B,) and of their negatives in this epoch, (B, 1 + K)."""
         row = self.index_to_row[index].unsqueeze(1)
         first, count = self.first[row], self.count[row]
-        draw = mix(draws(self.seed, self.epoch, index, self.negatives))  # again: augmentation uses the draws themselves
+        draw = mix(draws_by(self.key, index, self.negatives))  # again: augmentation uses the draws themselves
         other = below(draw, len(self.first) - count)
         return torch.cat([row, torch.where(other < first, other, other + count)], dim=1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from kd.check import number
@@ -27,6 +28,7 @@ class Objective(nn.Module):
     """
 
     weights: dict[str, float]
+    _changed: Tensor
 
     def __init__(
         self,
@@ -53,7 +55,10 @@ class Objective(nn.Module):
                     f"No loss term has a weight above 0 in epoch {epoch + 1}: let one start with the training "
                     f"(`{where}.NAME.schedule.start_epoch`)."
                 )
-        self._weights = self._weights_in(0)  # of the present epoch
+        #: of the terms whose weight changes: as tensors, which compiled code reads anew, where a number is part of it
+        self._changing = {name: n for n, name in enumerate(name for name in terms if self.schedules[name].changes)}
+        self.register_buffer("_changed", torch.empty(len(self._changing)), persistent=False)
+        self._set_weights(0)
         try:
             self.terms = nn.ModuleDict(dict(terms))
         except KeyError as error:  # a dot, or the name of one of ModuleDict's own attributes
@@ -70,7 +75,7 @@ class Objective(nn.Module):
         values = {}
         for name, term in self._named_terms():
             values[name] = self._attempt(name, term, student, teacher, batch)
-        weighted = [_weigh(self._weights[name], value) for name, value in values.items() if self._weights[name] > 0]
+        weighted = [self._weigh(name, values[name]) for name in self._weighted]
         total = weighted[0]
         for value in weighted[1:]:
             total = total + value
@@ -112,7 +117,7 @@ class Objective(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, that weights and terms go by."""
-        self._weights = self._weights_in(epoch)
+        self._set_weights(epoch)
         for _, term in self._named_terms():
             term.begin_epoch(epoch)
 
@@ -200,6 +205,21 @@ class Objective(nn.Module):
     def _weights_in(self, epoch: int) -> dict[str, float]:
         return {name: weight * self.schedules[name](epoch) for name, weight in self.weights.items()}
 
+    def _set_weights(self, epoch: int) -> None:
+        self._weights = self._weights_in(epoch)
+        self._weighted = tuple(name for name, weight in self._weights.items() if weight > 0)
+        self._changed.copy_(torch.tensor([self._weights[name] for name in self._changing]))
+
+    def _weigh(self, name: str, value: Tensor) -> Tensor:
+        """The product, of weight 1 the value itself: compiled, `1.0 * value` beside its detached copy has no gradient.
+
+        That is a fault of torch 2.15's inductor.
+        """
+        if name in self._changing:
+            return self._changed[self._changing[name]] * value
+        weight = self._weights[name]
+        return value if weight == 1 else weight * value
+
     def _attempt(self, term: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """Return what the call returns; a `ConfigError` says which term it is that cannot work."""
         try:
@@ -209,11 +229,6 @@ class Objective(nn.Module):
 
     def _named_terms(self) -> Iterator[tuple[str, Term]]:
         return ((name, cast(Term, term)) for name, term in self.terms.items())
-
-
-def _weigh(weight: float, value: Tensor) -> Tensor:
-    """The product, of weight 1 the value itself: compiled, `1.0 * value` beside its detached copy lost its gradient."""
-    return value if weight == 1 else weight * value
 
 
 def _format_weight(weight: float) -> str:

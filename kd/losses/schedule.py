@@ -29,6 +29,10 @@ class WeightSchedule:
         grown = min((epoch - self.start_epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return grown * self.factor ** sum(epoch >= step for step in self.step_epochs)
 
+    @property
+    def changes(self) -> bool:
+        return self != WeightSchedule(factor=self.factor)
+
     def turns(self) -> list[int]:
         """The epochs at which the factor changes by a step."""
         return [self.start_epoch, *self.step_epochs]
