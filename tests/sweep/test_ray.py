@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from kd import locks
 from kd.errors import ConfigError
 from kd.sweep import work
 from kd.sweep.ray import RayLauncher
@@ -279,6 +281,42 @@ def test_bad_settings_are_refused_before_anything_starts(tmp_path, given, words)
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, address, words):
     with pytest.raises(ConfigError, match=words):
         next(RayLauncher(tmp_path, address=address).run([]))
+
+
+def test_a_ray_that_is_being_started_keeps_its_folder(monkeypatch, tmp_path):
+    """Another sweep clears up between any two steps of the making."""
+    seen = []
+
+    class Watched(FileLock):
+        def _open_lock_file(self):
+            opened = super()._open_lock_file()
+            if Path(self.lock_file).parent.name.startswith(".kd-ray-") or not seen:  # the lock is there, and not held
+                seen.append(self.lock_file)
+                clear_up()
+            return opened
+
+    def clear_up():
+        with monkeypatch.context() as other:
+            other.setattr(locks, "FileLock", FileLock)
+            with ray_session._temporary_folder(tmp_path):
+                pass
+
+    monkeypatch.setattr(locks, "FileLock", Watched)
+    with ray_session._temporary_folder(tmp_path) as folder:
+        clear_up()
+        assert seen and locks.is_owned(folder)
+        assert (folder / locks.LOCK).is_file()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folders_of_dead_rays_are_removed(tmp_path):
+    for name in ("kd-ray-dead", ".kd-ray-old", ".kd-ray-new", "kd-ray-by-hand"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kd-ray-dead" / locks.LOCK).touch()
+    os.utime(tmp_path / ".kd-ray-old", (1, 1))  # of a process that was killed while it made or removed it
+    with ray_session._temporary_folder(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".kd-ray-new", "kd-ray-by-hand"}
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):

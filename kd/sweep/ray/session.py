@@ -7,6 +7,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kd.errors import ConfigError
 from kd.locks import LOCK, is_owned, owned
 
 PREFIX = "kd-ray-"  # of the folders with the sockets and logs of the Rays that were started here
+LONG_AGO_S = 3600.0  # making or removing such a folder takes less
 OBJECT_STORE = 80 * 1024**2  # bytes; tasks and outcomes are small, and less than 75 MiB is refused
 
 
@@ -116,29 +118,46 @@ def _settings_here(opening: ExitStack) -> dict[str, Any]:
 
     How many jobs run at once is up to the launcher; the GPUs are found and given out by Ray.
     """
+    parent = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
     return {
         "address": "local",  # whatever RAY_ADDRESS says
         "num_cpus": 0,
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE,
-        "_temp_dir": str(opening.enter_context(_temporary_folder())),
+        "_temp_dir": str(opening.enter_context(_temporary_folder(parent))),
     }
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder with a short name, as names of sockets must be; those that killed processes left are removed."""
-    parent = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
-    for left in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's
-            if (left / LOCK).exists() and not is_owned(left):
-                shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder with a short name, as names of sockets must be; those that killed processes left are removed.
+
+    It gets its name once its lock is held: whoever sees the name and a lock that is free sees one of the dead.
+    """
+    _remove_left(parent)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
+    folder = parent / hidden.name.removeprefix(".")
     try:
-        with owned(folder):
-            yield folder
+        with owned(hidden):
+            hidden.rename(folder)
+            try:
+                yield folder
+            finally:  # under the lock: nobody else removes it too
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the folders of dead Rays. Each is hidden first, so that only one process removes it."""
+    for left in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another user's, or another sweep was faster
+            if (left / LOCK).exists() and not is_owned(left):
+                shutil.rmtree(left.rename(parent / f".{left.name}"), ignore_errors=True)
+    for hidden in parent.glob(f".{PREFIX}*"):  # killed in the middle of making or removing it
+        with suppress(OSError):
+            if time.time() - hidden.stat().st_mtime > LONG_AGO_S:
+                shutil.rmtree(hidden)
 
 
 @contextmanager
