@@ -9,6 +9,7 @@ over it. The hash is compared at every reading.
 """
 
 import json
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -62,15 +63,15 @@ class CacheFile:
     @classmethod
     def create(cls, folder: Path, meta: dict[str, Any]) -> Self:
         """Make an empty file; or take the one that another process has made meanwhile."""
-        temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}-{os.getpid()}")
         temporary.mkdir(parents=True)
-        write_json(temporary / META, meta)
-        for name in (LOGITS, ENTRIES):
-            (temporary / name).touch()
         try:
+            write_json(temporary / META, meta)
+            for name in (LOGITS, ENTRIES):
+                (temporary / name).touch()
             temporary.rename(folder)
         except OSError:
-            shutil.rmtree(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
             found = cls.find(folder, meta["identity"])
             if found is None:
                 raise

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -167,7 +166,7 @@ def dashboards(outputs: Path) -> Iterator[Line]:
         yield Line("ok", "W&B", "not installed; metrics.csv has everything")
     elif not server.has_key():
         yield Line("ok", "W&B", "no login (`wandb login`); logger=wandb logs offline")
-    elif not _within(NETWORK_S, lambda: server.reachable(NETWORK_S)):
+    elif not server.reachable(NETWORK_S):
         yield Line("warn", "W&B", f"{server.host()} does not answer; runs log offline, python -m kd.sync uploads later")
     else:
         yield Line("ok", "W&B", f"login for {server.host()}, which answers")
@@ -252,15 +251,6 @@ def _gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
-
-
-def _within(seconds: float, ask: Callable[[], bool]) -> bool:
-    """Whether the answer is yes, and there in time: to look up a host's name can take longer than any timeout."""
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answers and answers[0])
 
 
 def _version(name: str) -> str:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd.files import MARKS
+from kd.files import CACHE, MARKS
 from kd.locks import OWNER, is_locked, is_owned
 
 #: written beside a place and then moved there, by the process of this number: `.result.json-123`, `.0123abcd-123`
@@ -19,8 +19,8 @@ STORE_LOCK = ".lock"
 
 def find(outputs: Path, store: Path) -> Iterator[Path]:
     """Every leftover in the outputs and the store whose process is not alive and whose folder nobody works in."""
-    if store.is_dir():
-        yield from (path for path in sorted(store.iterdir()) if _is_dead(path) and not _is_locked(store, path))
+    for place in filter(Path.is_dir, (store, store / CACHE)):
+        yield from (path for path in sorted(place.iterdir()) if _is_dead(path) and not _is_locked(store, path))
     if outputs.is_dir():
         for folder, _, names in os.walk(outputs):
             here = Path(folder)

@@ -210,3 +210,14 @@ def test_a_full_disk_leaves_a_file_that_is_right(tmp_path):
     assert_right(file, range(10))
     file.write(np.arange(20, 30), logits_of(range(20, 30)))
     assert_right(CacheFile.find(tmp_path / "c", IDENTITY), [*range(10), *range(20, 30)])
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            made(tmp_path / "c")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
 """W&B's server is away at the start, in the middle or at the end: the run ends well, and what is missing is named."""
 
 import sys
+import threading
+import time
 
 import pytest
 import wandb
@@ -129,3 +131,18 @@ def test_an_error_of_the_library_gives_the_dashboard_up_and_names_what_is_left(s
     assert done.status == 0, done.err
     assert "upload with: python -m kd.sync" in done.out
     assert "division by zero; metrics.csv has everything" in done.out
+
+
+def test_a_name_that_is_looked_up_for_ever_is_not_waited_for(monkeypatch):
+    """The lookup itself has no timeout."""
+    never = threading.Event()
+
+    def look_up(*_, **__):
+        never.wait(60)
+        raise OSError("no such name")
+
+    monkeypatch.setattr(server.socket, "create_connection", look_up)
+    started = time.monotonic()
+    assert not server.reachable(0.2)
+    assert time.monotonic() - started < 30
+    never.set()

@@ -4,6 +4,8 @@ import importlib.util
 import netrc
 import os
 import socket
+import threading
+from contextlib import suppress
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -52,14 +54,24 @@ def has_key() -> bool:
 
 
 def reachable(seconds: float | None = None) -> bool:
-    """Whether the server accepts a connection within `REACH_TIMEOUT_S`, or so many seconds."""
+    """Whether the server accepts a connection within `REACH_TIMEOUT_S`, or so many seconds.
+
+    Asked in a thread that is not waited for longer: to look up a host's name has no timeout, and a host may have many
+    addresses to try.
+    """
+    seconds = seconds or REACH_TIMEOUT_S
     server = _server()
     port = server.port or (80 if server.scheme == "http" else 443)
-    try:
-        with socket.create_connection((server.hostname, port), timeout=seconds or REACH_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+    connected = threading.Event()
+
+    def connect() -> None:
+        with suppress(OSError), socket.create_connection((server.hostname, port), timeout=seconds):
+            connected.set()
+
+    asking = threading.Thread(target=connect, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return connected.is_set()
 
 
 def _server() -> Any:
