@@ -4,14 +4,15 @@ A `Teacher` is deliberately no `nn.Module`, so that its weights cannot slip into
 checkpoint.
 """
 
+import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd.check import number
 from kd.errors import ConfigError
@@ -145,7 +146,7 @@ class Ensemble(Teacher):
         members = self._fast or self.networks
         log_probabilities = [torch.log_softmax(member(batch.image).logits.float(), 1) for member in members]
         stacked = torch.stack(log_probabilities)
-        return Output(torch.logsumexp(stacked, 0) - torch.log(torch.tensor(float(len(stacked)))), {})
+        return Output(torch.logsumexp(stacked, 0) - math.log(len(stacked)), {})
 
 
 class Ema(Teacher):
@@ -155,7 +156,7 @@ class Ema(Teacher):
 
     def __init__(self, decay: float) -> None:
         self.decay = number("teacher.decay", decay, low=0, high=1)
-        self.average: AveragedModel | None = None
+        self.average: Tapped | None = None
 
     def start(self, student: Tapped) -> None:
         """Begin with a copy of the student; again, into the same network, which others may hold by now.
@@ -168,27 +169,35 @@ class Ema(Teacher):
                 "teacher, or a network without kd.nets.quantized."
             )
         if self.average is None:
-            average_fn = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-            self.average = freeze(AveragedModel(student, multi_avg_fn=average_fn, use_buffers=True))
+            self.average = freeze(copy.deepcopy(student))
             self.networks = (self.average,)
-        self.average.n_averaged.zero_()
-        self.average.update_parameters(student)  # the first call copies
-
-    def to(self, device: torch.device) -> Self:
-        super().to(device)
-        assert self.average is not None
-        # asked at every step whether it is 0: on a GPU every step would wait for the answer
-        self.average.n_averaged = self.average.n_averaged.cpu()
-        return self
+        with torch.no_grad():
+            for own, theirs in self._pairs(student):
+                own.copy_(theirs)
 
     def output(self, batch: Batch) -> Output:
         assert self.average is not None, "Ema.start comes before the first batch"
         result: Output = self.average(batch.image)
         return result
 
+    @torch.no_grad()
     def update(self, student: Tapped) -> None:
+        """Move to the student by `1 - decay`; counts likewise, rounded down. Masks stay: pruning looks at the weights.
+
+        Not torch's `AveragedModel`: that sends its count of updates to the device at every step, and waits for it.
+        """
+        pairs = list(self._pairs(student))
+        own, theirs = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(own, theirs, 1 - self.decay)
+        for count, other in pairs:
+            if not count.is_floating_point() and count.dtype != torch.bool:
+                count.copy_(count * self.decay + other * (1 - self.decay))
+
+    def _pairs(self, student: Tapped) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parameters and buffers of the average, each with the student's."""
         assert self.average is not None
-        self.average.update_parameters(student)
+        yield from zip(self.average.parameters(), student.parameters(), strict=True)
+        yield from zip(self.average.buffers(), student.buffers(), strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else self.average.state_dict()
@@ -199,8 +208,8 @@ class Ema(Teacher):
 
     def single(self) -> nn.Module:
         """The averaged network itself."""
-        assert self.average is not None and isinstance(self.average.module, Tapped)
-        return self.average.module.network
+        assert self.average is not None
+        return self.average.network
 
 
 class Virtual(Teacher):
