@@ -1,17 +1,21 @@
 """Magnitude pruning: a network that loses a share of its weights while it is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kd import check
 from kd.errors import ConfigError
 from kd.nets.compressible import compressible
 
 fx.wrap("advance")  # one node of a traced network: it counts, and changes the masks
+
+#: by tensor: its version, and what was read of it
+READ: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
 
 
 class Pruned(nn.Module):
@@ -81,11 +85,12 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         mask = self.mask
-        if not self.training and not weight.is_meta and int(mask.sum()) != weight.numel() - self.removed:
+        if not self.training and not weight.is_meta and known(mask, count) != weight.numel() - self.removed:
             mask = kept(weight, self.removed)
         return weight * mask
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def advance(
     image: Tensor,
     step: Tensor,
@@ -99,13 +104,37 @@ def advance(
     if step.is_meta:  # nothing to count
         return image
     with torch.no_grad():
-        now = int(step)
+        now = known(step, int)
         if now <= ramp and (now % every == 0 or now == ramp):
             share = 1 - (1 - now / ramp) ** 3
             for weight, mask, final in zip(weights, masks, removed, strict=True):
-                mask.copy_(kept(weight, round(share * final)))
-        step.add_(1)
+                gone = round(share * final)
+                mask.copy_(kept(weight, gone))
+                note(mask, weight.numel() - gone)
+        note(step.add_(1), now + 1)
     return image
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def known(tensor: Tensor, read: Callable[[Tensor], int]) -> int:
+    """Return `read(tensor)`, read again only where something has written to the tensor: a GPU is waited for then."""
+    if tensor.is_inference():  # nothing counts what is written to it
+        return read(tensor)
+    version, value = READ.get(tensor, (-1, 0))
+    if version != tensor._version:
+        value = read(tensor)
+        note(tensor, value)
+    return value
+
+
+def note(tensor: Tensor, value: int) -> None:
+    """Remember what would be read of a tensor as it is now."""
+    if not tensor.is_inference():
+        READ[tensor] = tensor._version, value
+
+
+def count(mask: Tensor) -> int:
+    return int(mask.sum())
 
 
 def kept(weight: Tensor, removed: int) -> Tensor:
