@@ -1,5 +1,7 @@
 """Pruned networks: the schedule, the final share of zeros, and that nothing else changes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,38 @@ def test_in_evaluation_the_share_is_the_final_one_at_any_time():
         image = torch.randn(2, *SHAPE)
         assert torch.equal(network(image), network(image))
         assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_counts_are_read_once_until_they_are_written_to(monkeypatch):
+    """A GPU is waited for at each reading."""
+    read = []
+    monkeypatch.setattr("kd.nets.pruned.int", lambda tensor: read.append(tensor.ndim) or int(tensor), raising=False)
+    network = trained(Pruned(cnn(), 0.8, ramp=3, every=1), SHAPE, steps=2)
+    trained(network, SHAPE, steps=3)
+    network.eval()(torch.randn(2, *SHAPE))
+    assert len(read) == 1
+
+    network.load_state_dict(Pruned(cnn(), 0.8, ramp=3, every=1).state_dict())
+    assert zeros(network) == final(network, 0.8)
+    assert len(read) == 6  # the masks of five layers
+    trained(network.train(), SHAPE, steps=2)
+    assert len(read) == 7
+    assert network.step == 2
+
+    twin = trained(copy.deepcopy(network), SHAPE, steps=2)
+    assert len(read) == 8
+    assert (network.step, twin.step) == (2, 4)
+
+
+def test_a_mask_of_inference_mode_is_read_every_time():
+    """There torch does not count what is written to a tensor."""
+    with torch.inference_mode():
+        network = Pruned(cnn(), 0.5).eval()
+        assert zeros(network) == final(network, 0.5)
+        for layer in layers(network):
+            own = layer.parametrizations.weight[0]
+            own.mask.copy_(kept(torch.randn(own.mask.shape), own.removed))
+            assert torch.equal(layer.weight != 0, own.mask)
 
 
 def test_a_masked_weight_gets_no_gradient():
