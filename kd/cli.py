@@ -2,13 +2,11 @@
 
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import hydra
@@ -21,16 +19,16 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kd import secrets
+from kd import leaving, secrets
 from kd.check import nearest
 from kd.errors import ConfigError, StoreError, UserError
 from kd.files import FULL
 from kd.hydra_guard import install
+from kd.leaving import INTERRUPTED
 from kd.parallel import let_the_leader_speak, mute_followers
 from kd.rules import unknown_key
 from kd.schema import RunConfig
 
-INTERRUPTED, PREEMPTED = 130, 143
 SWEEP_FLAGS = ("-m", "--multirun")
 OF_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "join=true", "sweep=")  # overrides that a single run refuses
 #: with these Hydra prints something and runs nothing
@@ -53,7 +51,7 @@ def entry(task: Callable[[DictConfig], None]) -> NoReturn:
     """Run `task` under Hydra and leave the process with the status that the outcome asks for."""
     register_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the messages below are ours
-    signal.signal(signal.SIGTERM, preempted)
+    leaving.at_once()
     given = sys.argv[1:]
     mute_followers(given)
     with messages(given):
@@ -237,8 +235,3 @@ def _composed_without(key: str, given: list[str]) -> DictConfig | None:
             return hydra.compose("run", overrides=kept)
     except (HydraException, OmegaConfBaseException, ConfigError):
         return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
-
-
-def preempted(_signal: int, _frame: FrameType | None) -> NoReturn:
-    print("Terminated. The same command continues the run.", file=sys.stderr)
-    sys.exit(PREEMPTED)

@@ -4,6 +4,11 @@ Read `run` and `conduct` from top to bottom: check the configuration, find the f
 one batch, train what is missing, evaluate once, write and show the result. With `-m` there are many runs: `kd.sweep`.
 """
 
+if __name__ == "__main__":  # first of all: to import what follows takes a while
+    from kd.leaving import at_once
+
+    at_once()
+
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from kd import folder as folders
-from kd import parallel
+from kd import leaving, parallel
 from kd.cli import entry
 from kd.files import CHECKPOINTS, ERROR, OWN_STORE, PAGE, write_error
 from kd.locks import owned
@@ -41,7 +46,8 @@ def run(raw: DictConfig) -> None:
     if config.force:
         config.store.root = str(folder / OWN_STORE)
     if wanted := parallel.processes_to_launch(config.trainer):
-        sys.exit(parallel.launch(sys.argv[1:], processes=wanted))
+        with leaving.orderly():
+            sys.exit(parallel.launch(sys.argv[1:], processes=wanted))
     conduct(config, folder, console)
 
 
@@ -71,6 +77,7 @@ def conduct(config: RunConfig, folder: Path, console: Console, group: str | None
     dry_run(planned, data, team.size, config.teacher.cache)
     store = Store(config.store.root)
     with ExitStack() as ending:
+        ending.enter_context(leaving.orderly())
         ending.enter_context(owned(folder))
         if finished := folders.finished(folder, folders.config_hash(config)):  # by another, while this one started up
             write_missing_page(folder)
@@ -140,7 +147,8 @@ def say_what_trains_anew(changed: str, planned: "Plan", trainings: "Trainings", 
 def noted(folder: Path) -> Iterator[None]:
     """Leave error.txt in the folder for whatever goes wrong."""
     try:
-        yield
+        with leaving.insisting():
+            yield
     except Exception as error:
         write_error(folder, error)
         raise

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from kd import leaving
+
 #: Ctrl-C, the end (from `kill`, a scheduler, a shutdown), and what a cluster warns with before it preempts a job
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -47,7 +49,8 @@ class Signals:
             self._before = {}
 
     def watch(self) -> None:
-        """Begin; Lightning has put handlers of its own in place by then."""
+        """Begin; Lightning has put handlers of its own in place by then. A signal from before must not be lost."""
+        leaving.insist()
         if threading.current_thread() is not threading.main_thread():
             return
         for sign, handler in self._before.items():

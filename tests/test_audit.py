@@ -363,7 +363,7 @@ def test_finished_runs_of_a_sweep_are_found(here):
 @pytest.mark.parametrize(("sign", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_reaches_the_run_and_the_audit_waits_for_it(here, monkeypatch, sign, raised):
     from kd.audit.runs import _run
-    from kd.cli import preempted
+    from kd.leaving import preempted
 
     script = "trap 'sleep 0.2; echo INT > left; exit 130' INT; trap 'sleep 0.2; echo TERM > left; exit 143' TERM\n"
     broken(monkeypatch, here, script + "echo > ready; while true; do sleep 0.05; done")

@@ -10,8 +10,12 @@ accuracy is above the baseline's) gets mean, standard deviation, BCa 95% interva
 verdict; 10 make a headline. The configurations of a sweep are judged together: their p values are adjusted (Holm).
 """
 
+if __name__ == "__main__":  # first of all: to import what follows takes a while
+    from kd.leaving import at_once
+
+    at_once()
+
 import argparse
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +27,7 @@ from kd.audit.judge import audits, default_path
 from kd.audit.request import PREFIX, of_runs, parse
 from kd.audit.runs import gather, plan
 from kd.audit.show import show
-from kd.cli import messages, preempted
+from kd.cli import messages
 from kd.errors import ConfigError
 from kd.files import write_json
 
@@ -102,6 +106,5 @@ if __name__ == "__main__":
     given = sys.argv[1:]
     if {"-h", "--help"} & set(given):
         _help().parse_args(["--help"])
-    signal.signal(signal.SIGTERM, preempted)
     with messages(of_runs(given)):
         sys.exit(main(given))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kd import claims
+from kd import claims, leaving
 from kd.audit.evidence import CONTROLS, SMOOTHING, Evidence, Failure
 from kd.audit.request import PREFIX, Request, below, key
 from kd.audit.settings import own_settings, without_aside
@@ -173,7 +173,8 @@ def _run(job: Job) -> Failure | None:
         [sys.executable, "-m", "kd.run", *job.overrides], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        _, errors = process.communicate()
+        with leaving.orderly():
+            _, errors = process.communicate()
     except BaseException as interruption:
         process.send_signal(signal.SIGTERM if isinstance(interruption, SystemExit) else signal.SIGINT)
         process.communicate()

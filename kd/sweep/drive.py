@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kd import leaving
 from kd.locks import is_owned
 from kd.sweep.book import RUNNING, SKIPPED, Book
 from kd.sweep.grid import Grid
@@ -36,6 +37,7 @@ def drive(arguments: Arguments, todo: Grid | Search, launcher: Launcher, console
         if rehearsed:
             plans = Plans()
             rehearse(plans, arguments, rehearsed, launcher)
+            leaving.insist()  # torch was imported in there
             _do(todo, Work(folder, launcher, book, summary), plans)
     finally:
         summary.stop()

@@ -8,8 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from kd.cli import INTERRUPTED, PREEMPTED, preempted
 from kd.errors import UserError
+from kd.leaving import INTERRUPTED, PREEMPTED, preempted
 from kd.locks import BusyError
 from kd.parallel import here, launch, mute_followers
 from kd.sweep.task import ELSEWHERE, FAILED, Task

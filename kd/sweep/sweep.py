@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.console import Console
 
-from kd import parallel
+from kd import leaving, parallel
 from kd.errors import ConfigError, UserError
 from kd.locks import BusyError, owned
 from kd.sweep.drive import drive
@@ -36,16 +36,17 @@ def sweep(given: list[str]) -> int:
     arguments = read_arguments(given)
     launcher = _launcher(arguments)
     todo = read_search(arguments) or Grid(arguments)
-    try:
-        with owned(arguments.folder):
-            return drive(arguments, todo, launcher, console, shell(given))
-    except BusyError as busy:
-        if busy.folder != arguments.folder:
-            raise
-        return join(arguments, todo, launcher, console)
-    finally:
-        todo.close()
-        launcher.close()
+    with leaving.orderly():
+        try:
+            with owned(arguments.folder):
+                return drive(arguments, todo, launcher, console, shell(given))
+        except BusyError as busy:
+            if busy.folder != arguments.folder:
+                raise
+            return join(arguments, todo, launcher, console)
+        finally:
+            todo.close()
+            launcher.close()
 
 
 def shell(given: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kd import folder as folders
-from kd import parallel
+from kd import leaving, parallel
 from kd.errors import UserError
 from kd.files import ERROR, LOG, write_error
 from kd.locks import BusyError, is_owned, owner
@@ -47,7 +47,8 @@ def perform(task: Task) -> Outcome:
             (task.folder / ERROR).unlink(missing_ok=True)
             with _marked(task.mark), (task.folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
                 try:
-                    said = _do(task, config, Console(file=log, width=120))
+                    with leaving.insisting():
+                        said = _do(task, config, Console(file=log, width=120))
                 except Exception:
                     traceback.print_exc(file=log)
                     raise

@@ -152,7 +152,7 @@ def test_more_gpus_than_there_are_are_refused_at_once(launched, tmp_path, monkey
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from kd.cli import preempted
+from kd.leaving import preempted
 from kd.sweep import work
 from kd.sweep.ray import RayLauncher
 from tests.sweep.ray_tasks import by_value, probe, tasks
