@@ -1,6 +1,7 @@
 """metrics.csv: the curves of every arm, one row per logged scalar."""
 
 import csv
+import io
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from kd.errors import StoreError
+from kd.files import write_text
 
 COLUMNS = ("arm", "epoch", "step", "name", "value")
 
@@ -81,10 +83,9 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def write_metrics(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write a whole metrics.csv: beside its place, then moved there."""
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    """Write a whole metrics.csv, never half of one."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

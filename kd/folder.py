@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kd.errors import ConfigError
-from kd.files import CONFIG, ELSEWHERE, RESULT, TRAINER_ELSEWHERE, write_text
+from kd.files import CONFIG, ELSEWHERE, FULL, RESULT, TRAINER_ELSEWHERE, write_text
 from kd.schema import RunConfig
 
 MAX_NAME = 100
@@ -174,6 +174,8 @@ def prepare(folder: Path, config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, OmegaConf.to_yaml(plain(config)))
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise ConfigError(
             f"Cannot write to the run folder {folder}: {error.strerror or error}. Choose another with hydra.run.dir."
         ) from error

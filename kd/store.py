@@ -21,12 +21,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kd.entry_files import check_weights, read_meta, sealed
 from kd.errors import StoreError
-from kd.files import META, METRICS, WEIGHTS, sync_folder, write_json
+from kd.files import META, METRICS, WEIGHTS, sync_folder, write_bytes, write_json
 from kd.locks import SHARED
 from kd.weight_files import read_header
 
@@ -90,15 +90,19 @@ class Store:
         return Entry(key, folder, read_meta(folder))
 
     def put(self, key: str, network: nn.Module, meta: dict[str, Any], metrics_csv: Path | None = None) -> Entry:
-        """Write an entry, instead of an earlier one of that key, and return it."""
+        """Write an entry, instead of an earlier one of that key, and return it. A full disk keeps the earlier."""
         folder, temporary = self._folder(key), self.root / f".{key}-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_weights(network, temporary / WEIGHTS, meta)
-        if metrics_csv is not None and metrics_csv.is_file():
-            shutil.copyfile(metrics_csv, temporary / METRICS)
-        meta = sealed(temporary, {**meta, "key": key})
-        write_json(temporary / META, meta)
+        try:
+            temporary.mkdir()
+            save_weights(network, temporary / WEIGHTS, meta)
+            if metrics_csv is not None and metrics_csv.is_file():
+                write_bytes(temporary / METRICS, metrics_csv.read_bytes())
+            meta = sealed(temporary, {**meta, "key": key})
+            write_json(temporary / META, meta)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         if folder.is_dir():  # a folder does not replace one with files in it
             shutil.rmtree(folder)
         temporary.replace(folder)
@@ -137,15 +141,7 @@ def save_weights(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     # under one name: the library writes several in another order in every process, and equal networks are equal files
     described = {DESCRIBED: json.dumps({name: meta.get(name) for name in ("class_names", "mean", "std", "model")})}
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # as any other file's here; the library's own would keep colleagues out
-    save_file(state, temporary, metadata=described)
-    temporary.chmod(mode)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())  # a checkpoint may be removed once this is here
-    temporary.replace(path)
-    sync_folder(path.parent)
+    write_bytes(path, save(state, metadata=described))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from kd import checkpoints
+from kd import checkpoints, files, store
 from kd.errors import StoreError
 from tests.commands import QUICK, Command
 
@@ -185,6 +185,40 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_status_4_and_continues(small_di
     again = command(*long)
     assert again.status == 0, again.err
     assert "continuing after epoch 3 of 8" in again.out
+
+
+def fill_up(disk):
+    """Leave no byte free on the small disk, and on no other one."""
+    assert os.path.ismount(disk), "no small disk: this would fill the machine's"
+    (disk / "fill").write_bytes(bytes(shutil.disk_usage(disk).free))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "weights", "meta.json", "student", "metrics.csv", "result.json", ".svg", "report.html"]
+)
+def test_a_disk_that_is_full_when_something_is_written(name, small_disk, monkeypatch, capsys):
+    command = Command(small_disk, monkeypatch, capsys)
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    quick = (*QUICK, "hydra.run.dir=run", "store.root=store", "model@teacher.model=mlp_16")
+    written, original = [], files.write_bytes
+
+    def write_bytes(path, content):
+        if name in path.name and not written:
+            fill_up(small_disk)
+            written.append(path)
+        original(path, content)
+
+    monkeypatch.setattr(files, "write_bytes", write_bytes)
+    monkeypatch.setattr(store, "write_bytes", write_bytes)
+    done = command(*quick)
+    assert done.status == 4, done.err
+    assert f"No space left on device for {written[0]}" in done.err and "Traceback" not in done.err
+    assert not list(small_disk.rglob(".*-*"))
+    (small_disk / "fill").unlink()
+    again = command(*quick)
+    assert again.status == 0, again.err
+    assert (small_disk / "run" / "report.html").is_file()
+    assert not (small_disk / "run" / "error.txt").exists()
 
 
 def test_a_disk_without_room_is_refused_before_training(tmp_path, monkeypatch, capsys):

@@ -210,7 +210,7 @@ def test_on_a_full_disk_the_configuration_stays_as_it_was(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         prepare(tmp_path, configured("seed=1"))
     write_error(tmp_path, ValueError("why"))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

@@ -1,11 +1,10 @@
 """The page itself: one run, or several beside each other."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from kd.errors import ConfigError
-from kd.files import FULL
+from kd.files import FULL, write_text
 from kd.report import words
 from kd.report.comparison import comparison, run_names
 from kd.report.interactive import STYLE, script_policy, scripts
@@ -35,7 +34,7 @@ def write_page(folders: list[Path], target: Path, without_result: Sequence[str] 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         figures = target.parent / FIGURES
-        _write(target, _one(runs[0], figures) if len(runs) == 1 else _several(runs, figures, without_result))
+        write_text(target, _one(runs[0], figures) if len(runs) == 1 else _several(runs, figures, without_result))
     except OSError as error:
         if error.errno in FULL:
             raise
@@ -108,11 +107,4 @@ def _write_figures(folder: Path, drawn: dict[str, Picture]) -> None:
     if drawn:
         folder.mkdir(exist_ok=True)
     for picture in drawn.values():
-        _write(folder / f"{picture.name}.svg", picture.file())
-
-
-def _write(path: Path, content: str) -> None:
-    """Write a file that is never half there."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+        write_text(folder / f"{picture.name}.svg", picture.file())
