@@ -14,7 +14,9 @@ from kd.sweep.task import DONE, Outcome, Task
 
 def probe(task: Task) -> Outcome:
     """In place of `kd.sweep.work.perform`; the configuration says how long it takes, and how it goes wrong."""
-    task.mark.write_text(json.dumps({"pid": os.getpid(), "host": "here", "since": "now"}))
+    begun = task.mark.with_suffix(".begun")
+    begun.write_text(json.dumps({"pid": os.getpid(), "host": "here", "since": "now"}))
+    begun.replace(task.mark)
     note: dict[str, Any] = {"pid": os.getpid(), "cwd": str(Path.cwd()), "start": time.time()}
     note |= {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
     time.sleep(task.config.get("sleep", 0.3))

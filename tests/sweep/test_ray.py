@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -174,7 +173,6 @@ def stop_driver(folder: Path, sign: int, *address: str) -> "subprocess.Popen[byt
     marks = [folder / "job-0.mark", folder / "job-1.mark"]
     wait_until(lambda: driver.poll() is not None or all(mark.exists() for mark in marks), seconds=120)
     assert driver.poll() is None
-    time.sleep(0.1)  # the marks are there; so are their words then
     workers = [owner(mark) for mark in marks]
     assert all(map(alive, workers))
     driver.send_signal(sign)
