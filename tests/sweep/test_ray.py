@@ -55,6 +55,7 @@ def test_every_job_has_a_gpu_of_its_own_and_waits_for_it(launched, tmp_path):
     launcher = launched()
     assert launcher.slots() == 2
     given = tasks(tmp_path, 5)
+    given[0].config["until"] = str(given[1].folder / "note.json")  # two at a time, however slowly a worker starts
     given += tasks(tmp_path, 1, "both", trainer={"devices": 2})
     given += tasks(tmp_path, 1, "cpu", trainer={"accelerator": "cpu"})
     given += tasks(tmp_path, 1, "huge", trainer={"devices": 3})
