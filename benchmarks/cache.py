@@ -31,7 +31,7 @@ def measure(name: str, batch: int, calls: int = 1) -> Table:
         networks = [training.network(side) for side in ("teacher", "student", "student")]
         others = {
             "peer-style loop": peer(pair, *networks[:2], batch),
-            "competent script": control(pair, None, networks[2], batch),
+            "competent script": control(pair, None, networks[2], batch, training.precision),
         }
         rounds = Rounds(others, steps=steps, rounds=ROUNDS, per_call=calls)
         teacher = training.run(rounds).teacher

@@ -95,6 +95,7 @@ class Training:
         self.data = RandomImages(pair, batch * steps, batch_size=batch, val=0, augment=augment)
         self.data.group_steps(self.config.trainer.steps_per_call)
         self.planned: Plan = plan(self.config, self.data)
+        self.precision = self.planned.student.precision
         self.cached_in = cached_in
 
     def run(self, *watchers: Callback) -> Distiller:

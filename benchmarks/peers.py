@@ -2,8 +2,8 @@
 
 Both are written here from their description: *peer*, PIL transforms on every image, a DataLoader, an eager float32
 teacher, an optimiser without fusion, `loss.item()` and top-1 and top-5 accuracy at every step; *control*, uint8 images
-resident on the device, whole batches gathered and augmented there, bfloat16, channels last, a fused optimiser, and no
-waiting for the device.
+resident on the device, whole batches gathered and augmented there, bfloat16 where kd's side has it, channels last, a
+fused optimiser, and no waiting for the device.
 """
 
 from collections.abc import Iterator
@@ -106,8 +106,11 @@ def endless(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[list[Tensor]]:
         yield from loader
 
 
-def control(pair: Pair, teacher: nn.Module | None, student: nn.Module, batch: int) -> Work:
-    """Return what does so many steps of a competent script; without a teacher it looks its logits up in a table."""
+def control(pair: Pair, teacher: nn.Module | None, student: nn.Module, batch: int, precision: str) -> Work:
+    """Return what does so many steps of a competent script; without a teacher it looks its logits up in a table.
+
+    `precision`: of kd's side, for whoever writes such a script knows what the machine is fast in.
+    """
     where = device()
     images, labels = (torch.from_numpy(part).to(where) for part in random_images(pair, IMAGES))
     laid_out = torch.channels_last if pair.image_shape[0] == 3 else torch.contiguous_format
@@ -124,7 +127,7 @@ def control(pair: Pair, teacher: nn.Module | None, student: nn.Module, batch: in
             rows = torch.randint(IMAGES, (batch,), device=where)
             image = (crop(images[rows]).float() / 255 - mean) / std
             image = image.contiguous(memory_format=laid_out)
-            with torch.autocast(where.type, torch.bfloat16):
+            with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
                 with torch.no_grad():
                     soft = table[rows] if teacher is None else teacher(image)
                 logits = student(image)

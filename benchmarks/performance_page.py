@@ -1,4 +1,4 @@
-"""docs/performance.md, from what `benchmarks.performance` has measured."""
+"""docs/performance.md and other machines' pages, from what `benchmarks.performance` has measured."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ PIL_TARGET, BARE_TARGET, SHARE_TARGET, CALLS_TARGET, FEW_CALLS_TARGET = 15.0, 1.
 
 PAGE = """# How fast
 
-Written by `make bench` (`python -m benchmarks.performance`) from `docs/performance.json`; each table names the command
-that measures it alone. What the figures are:
+Written by `{command}` from `docs/{name}.json`; each table names the command that measures it alone.{others}
+What the figures are:
 
 - **x**: how many times as long the other side takes as kd, in processor time of the process: the median over rounds,
   and the smallest and the largest. All sides do the same number of steps in turn, in one process, on one thread
@@ -22,8 +22,8 @@ that measures it alone. What the figures are:
 - **peer-style loop**: what the field's scripts do, written here from its description: PIL transforms on every image, a
   DataLoader, an eager float32 teacher, an unfused optimiser, `loss.item()` and top-1 and top-5 accuracy at every step.
 - **competent script**: a plain PyTorch loop that does it well: images resident as uint8, whole batches augmented on the
-  device, bfloat16, channels last, a fused optimiser, no waiting; with a cached teacher it looks its logits up in a
-  table. Near 1 means: kd costs nothing over that, and gives no miracle either.
+  device, kd's precision, channels last, a fused optimiser, no waiting; with a cached teacher it looks its logits up in
+  a table. Near 1 means: kd costs nothing over that, and gives no miracle either.
 - kd's side is its own training, with callbacks, bar and curves, in the precision that `trainer.precision=auto` chooses
   (here {precision}); both sides have the same batch size, 64 being such scripts' default and 128 kd's.
 - **asked**: what was asked of it before it was built.
@@ -64,7 +64,13 @@ product or 3x3 convolution of the same precision, measured in turn. Batch norm, 
 optimiser count as time but not as work.
 
 {roof}
+{halves}
+## Where less was reached than asked
 
+{misses}
+"""
+
+HALVES = """
 ## What bfloat16 does to accuracy
 
 `python -m benchmarks.precision`: test accuracies in percent, bf16-mixed minus 32-true in points, paired by seed, each
@@ -72,15 +78,15 @@ with a teacher of its own; 95% interval (BCa). An interval with 0 in it shows no
 miss one that is smaller than its width. `trainer.precision` stays 32-true unless you ask for another.
 
 {precisions}
-
-## Where less was reached than asked
-
-{misses}
 """
 
 
-def render(content: dict[str, Any], precisions: dict[str, Any]) -> str:
-    """Return the page; `precisions` is what `benchmarks.precision` has found."""
+def render(name: str, content: dict[str, Any], precisions: dict[str, Any], others: list[str]) -> str:
+    """Return the page of a record.
+
+    `precisions` is what `benchmarks.precision` has found, shown where kd's side computes in bfloat16; `others` are the
+    names of other machines' records.
+    """
     found = {name: part["found"] for name, part in content.items() if name != "precision"}
     parts = {
         "steps": _table(
@@ -105,11 +111,18 @@ def render(content: dict[str, Any], precisions: dict[str, Any]) -> str:
         ),
         "roof": _table(["pair", "step, Gop/s", "peak, Gop/s", "share", "asked"], _roof(found["roof"])),
     }
-    parts["precisions"] = _table(
-        ["experiment", "arm", "seeds", "32-true", "bf16-mixed", "difference"], _precisions(precisions)
+    compared = _table(["experiment", "arm", "seeds", "32-true", "bf16-mixed", "difference"], _precisions(precisions))
+    links = ", ".join(f"[{other}.md]({other}.md)" for other in others)
+    return PAGE.format(
+        name=name,
+        command="make bench" if name == "performance" else f"python -m benchmarks.performance --name {name}",
+        others=f"\nOn other machines: {links}." if others else "",
+        machine=content["step"]["machine"],
+        precision=content["precision"],
+        halves=HALVES.format(precisions=compared) if content["precision"] == "bf16-mixed" else "",
+        misses=_misses(found),
+        **parts,
     )
-    machine = content["step"]["machine"]
-    return PAGE.format(machine=machine, precision=content["precision"], misses=_misses(found), **parts)
 
 
 def _ratio(row: dict[str, float]) -> str:

@@ -63,7 +63,7 @@ def measure(name: str) -> dict[str, float]:
     pair = PAIRS[name]
     steps = STEPS[name]
     training = Training(pair, BATCH, steps * (ROUNDS + 1))
-    dtype = torch.bfloat16 if training.planned.student.precision == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if training.precision == "bf16-mixed" else torch.float32
     kernels = convolutions(dtype) if pair.image_shape[0] == 3 else products(dtype)
     peaks: list[float] = []
     rounds = Rounds({"peak": lambda _: peaks.append(max(map(rate, kernels)))}, steps=steps, rounds=ROUNDS)

@@ -132,7 +132,8 @@ def peak_mib() -> float:
 
 
 def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({os.cpu_count()} cores)"
+    cpu = f"cpu with {torch.backends.cpu.get_cpu_capability()} ({os.cpu_count()} cores)"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return (
         f"torch {torch.__version__}, lightning {lightning.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}, {device}, {torch.get_num_threads()} thread(s)"

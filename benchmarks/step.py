@@ -25,7 +25,7 @@ def measure(name: str, batch: int, calls: int = 1) -> Table:
     networks = [training.network(side) for side in ("teacher", "student", "teacher", "student")]
     others = {
         "peer-style loop": peer(pair, *networks[:2], batch),
-        "competent script": control(pair, *networks[2:], batch),
+        "competent script": control(pair, *networks[2:], batch, training.precision),
     }
     rounds = Rounds(others, steps=steps, rounds=ROUNDS, per_call=calls)
     training.run(rounds)
@@ -41,7 +41,7 @@ def per_call(steps: int) -> str:
 def described(training: Training) -> str:
     """How kd trains."""
     steps = training.config.trainer.steps_per_call
-    return f"kd in {training.planned.student.precision}" + (f", {steps} steps a call" if steps > 1 else "")
+    return f"kd in {training.precision}" + (f", {steps} steps a call" if steps > 1 else "")
 
 
 def main(measure: Callable[[str, int, int], Table] = measure, about: str = __doc__) -> None:

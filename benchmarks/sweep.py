@@ -40,7 +40,9 @@ def measure(name: str, runs: int, *, cached: bool, calls: int = 1) -> Table:
         networks = [training.network(side) for side in ("teacher", "student", "teacher", "student")]
         others = {
             f"{runs} peer-style runs": peer(pair, *networks[:2], BATCH),
-            f"{runs} competent runs": control(pair, None if cached else networks[2], networks[3], BATCH),
+            f"{runs} competent runs": control(
+                pair, None if cached else networks[2], networks[3], BATCH, training.precision
+            ),
         }
         if cached:
             training.run()  # fills the cache

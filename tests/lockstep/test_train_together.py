@@ -304,6 +304,7 @@ def continued_after(case, whole, name, said, way="looped"):
         assert furthest(continued.entries[key].weights(), entry.weights()) == 0.0
         assert read_metrics(continued.entries[key].metrics_csv) == read_metrics(entry.metrics_csv)
     assert not list(case.folder.glob(f"{name}-runs/together*"))
+    return continued
 
 
 class SignalledError(Exception):
@@ -358,6 +359,18 @@ def test_a_group_goes_on_at_the_very_step(tmp_path, monkeypatch, way, calls):
     whole = case.together(way, "whole")
     signalled(case, "cut", "on_train_batch_end", 1, monkeypatch, way)
     continued_after(case, whole, "cut", f"continuing after epoch 1 of 3 and {calls} steps", way)
+
+
+@pytest.mark.parametrize("way", ["looped", "stacked"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_group_of_which_one_breaks_goes_on_at_the_very_step(tmp_path, monkeypatch, way, epoch):
+    """Cut off after an epoch's first step: of the epoch in which the student breaks, and of the next one."""
+    breaks = ("method.terms.kd.weight=3e38", "method.alpha=null", "method.beta=1", "method.temperature=9")
+    case = bench(tmp_path, *SETTINGS["dropout"], "trainer.max_epochs=3", grid=[*GRID[:2], breaks])
+    whole = case.together(way, "whole")
+    signalled(case, "cut", "on_train_batch_end", epoch, monkeypatch, way)
+    done = continued_after(case, whole, "cut", f"continuing after epoch {epoch} of 3 and 1 steps", way)
+    assert done.left == whole.left and list(done.left) == [case.recipes[-1].key]
 
 
 @pytest.mark.parametrize(("way", "after"), [("stacked", "stacked"), ("stacked", "looped"), ("looped", "stacked")])
