@@ -11,9 +11,10 @@ CACHE_TARGETS = {"mnist": 4.5, "rn34_cnn": 5.5, "r110_r20": 5.0}
 SWEEP_TARGETS = {"mlp_100": (10.0, 25.0), "mlp_800": (4.5, None), "cnn": (4.5, None)}
 PIL_TARGET, BARE_TARGET, SHARE_TARGET, CALLS_TARGET, FEW_CALLS_TARGET = 15.0, 1.05, 0.40, 1500, 600
 
-PAGE = """# How fast
+PAGE = """# How fast, in {precision}
 
-Written by `{command}` from `docs/{name}.json`; each table names the command that measures it alone.{others}
+Written by `{command}` from `docs/{name}.json`;
+each table names the command that measures it alone.{others}
 What the figures are:
 
 - **x**: how many times as long the other side takes as kd, in processor time of the process: the median over rounds,
@@ -116,7 +117,7 @@ def render(name: str, content: dict[str, Any], precisions: dict[str, Any], other
     return PAGE.format(
         name=name,
         command="make bench" if name == "performance" else f"python -m benchmarks.performance --name {name}",
-        others=f"\nOn other machines: {links}." if others else "",
+        others=f" On other machines: {links}." if others else "",
         machine=content["step"]["machine"],
         precision=content["precision"],
         halves=HALVES.format(precisions=compared) if content["precision"] == "bf16-mixed" else "",
