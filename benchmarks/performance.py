@@ -57,10 +57,12 @@ def _sweep(name: str, cached: bool) -> dict[str, Any]:
 def main() -> None:
     asked = argparse.ArgumentParser(prog="benchmarks.performance", description=__doc__.splitlines()[0])
     asked.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(MEASURES)} or page; default: all")
-    asked.add_argument("--name", default="performance", help="of the record and the page in docs")
+    asked.add_argument("--name", default="performance", help="of the record and the page in docs: performance...")
     arguments = asked.parse_args()
     if unknown := set(arguments.parts) - {*MEASURES, "page"}:
         asked.error(f"unknown: {', '.join(sorted(unknown))}. Known: {', '.join(MEASURES)}, page.")
+    if not arguments.name.startswith("performance"):
+        asked.error(f"--name: expected a name that begins with performance, but got {arguments.name}.")
     torch.set_num_threads(1)
     record = DOCS / f"{arguments.name}.json"
     content = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

@@ -46,7 +46,8 @@ before each epoch, reading its logits and computing 64 anew, is no part of a ste
 ## What Lightning costs
 
 `python -m benchmarks.overhead`: MNIST's pair, batch 64, in float32, against a loop that calls the same loss and
-optimiser and does nothing else. Calls are of Python and built-in functions, and the same on every machine.
+optimiser and does nothing else. Calls are of Python and built-in functions, and but for one or two the same on every
+machine.
 
 {overhead}
 

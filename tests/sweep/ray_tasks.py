@@ -21,7 +21,7 @@ def probe(task: Task) -> Outcome:
     note |= {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
     time.sleep(task.config.get("sleep", 0.3))
     if "until" in task.config:
-        wait_until(Path(task.config["until"]).exists)
+        wait_until(Path(task.config["until"]).exists, seconds=300)
     if task.config.get("dies"):
         os.kill(os.getpid(), signal.SIGKILL)
     if task.config.get("raises"):
